@@ -1,0 +1,93 @@
+/* The HTTP/1.1 server of both daemons: evhtp accepts, does TLS and owns the connection, our strict head gate does the
+ * rest (FACTS 1, 2). One edge per loop. The only file that includes evhtp. All functions belong to the loop's thread.
+ *
+ * Life of a request: on_request(ctx, req) is called once with the whole, checked head and, for methods with a body, the
+ * whole body. The handler answers at once or keeps req and answers later. Exactly one of these ends it:
+ *   edge_reply()                               head and body in one go (the fast path: one write(2), no event)
+ *   edge_start() + edge_write()* + edge_end()  streaming
+ *   edge_abort()                               cut: the connection is reset or closed so that no client takes it for complete
+ * If the client leaves first, on_gone is called once; the handler drops its pointers and must not touch req again. */
+#ifndef PULLGATE_EDGE_H
+#define PULLGATE_EDGE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "pullgate/config.h"
+#include "pullgate/err.h"
+#include "pullgate/head.h"
+#include "pullgate/loop.h"
+#include "pullgate/str.h"
+
+struct edge;
+struct edge_req;
+
+/* Listening sockets are made once per process and worker (SO_REUSEPORT, CLOEXEC, NONBLOCK). Port 0: the first call picks, later
+ * workers pass ret_bound of the first. address: as in struct config_listen. ret_bound: the address with the real port. */
+enum err edge_listen(const char *address, int *ret_fd, char ret_bound[128], struct error *reterr) MUST_USE;
+
+/* TLS for clients: 1.2+, ECDHE AEAD, ALPN http/1.1, no renegotiation, pair checked. Immutable, refcounted, shared by workers. */
+struct edge_tls;
+enum err edge_tls_load(const struct config_tls *c, struct edge_tls **ret, struct error *reterr) MUST_USE;
+struct edge_tls *edge_tls_ref(struct edge_tls *t);
+void edge_tls_unref(struct edge_tls **t);
+
+struct edge_handlers {
+    void *ctx;
+    /* How many body bytes this head may bring; 0: none. More is 413 before anything is read. Not called without a body. */
+    size_t (*body_limit)(void *ctx, const struct head *h);
+    void (*on_request)(void *ctx, struct edge_req *req);
+    /* The client left (or was too slow) before the answer was complete. handle is edge_req_handle(). */
+    void (*on_gone)(void *ctx, struct edge_req *req, void *handle, bool too_slow);
+    /* Output fell to the low watermark while streaming. */
+    void (*on_drain)(void *ctx, struct edge_req *req, void *handle);
+    /* A request refused by the gate, or before a handler saw it: fill the fields (each "Name: value\r\n") and the body.
+     * reason: fixed text. May be NULL: text/plain. */
+    void (*refusal)(void *ctx, int status, const char *reason, struct strbuf *fields, struct strbuf *body);
+    /* One per refused request, for the access log; may be NULL. */
+    void (*on_refused)(void *ctx, const char *peer, int status, const char *reason);
+};
+
+/* tls NULL: plain. shared counts connections over all edges of the process: */
+struct edge_shared; /* total and per-address connection counts; thread-safe */
+struct edge_shared *edge_shared_new(uint64_t max_connections, uint64_t max_per_address);
+void edge_shared_free(struct edge_shared **s);
+uint64_t edge_shared_connections(const struct edge_shared *s);
+
+struct edge *edge_new(struct loop *l, const struct config *cfg, struct edge_shared *shared, const struct edge_handlers *h);
+/* Start accepting on fd (taken). Several per edge; tls may differ. */
+enum err edge_accept(struct edge *e, int take_fd, struct edge_tls *tls, struct error *reterr) MUST_USE;
+/* Drain: stop accepting, close idle connections now, the rest after their answer; on_drained(ctx) when none is left. */
+void edge_drain(struct edge *e, void (*on_drained)(void *ctx), void *ctx);
+void edge_free(struct edge **e); /* cuts what is left */
+
+const struct head *edge_req_head(const struct edge_req *r);
+struct str edge_req_body(const struct edge_req *r);
+const char *edge_req_peer(const struct edge_req *r);          /* "127.0.0.1" or "2001:db8::1"; after trusted proxies */
+const uint8_t *edge_req_peer_addr(const struct edge_req *r);  /* 16 bytes, IPv4 mapped */
+bool edge_req_is_tls(const struct edge_req *r);
+void edge_req_set_handle(struct edge_req *r, void *handle); /* given back in on_gone and on_drain */
+void *edge_req_handle(const struct edge_req *r);
+
+/* status line + fields (CRLF-ended lines; not Date, Connection, Content-Length: the edge adds them) + body. reason may be
+ * longer than a word and hold UTF-8; control bytes in it become blanks. HEAD: body is left out, its length announced.
+ * length < 0: the body's length; else announced (HEAD of a blob). Ends the request. */
+void edge_reply(struct edge_req *r, int status, struct str reason, struct str fields, struct str body, int64_t length);
+/* Begin a streamed answer of exactly `length` bytes. */
+void edge_start(struct edge_req *r, int status, struct str reason, struct str fields, uint64_t length);
+void edge_write(struct edge_req *r, const void *data, size_t n);
+/* At most 1 MiB a call; sendfile where plain, else read. fd stays the caller's and open until the request ended; offset, n in bytes. */
+enum err edge_write_file(struct edge_req *r, int fd, uint64_t offset, size_t n) MUST_USE;
+size_t edge_pending(const struct edge_req *r); /* bytes queued towards the client */
+void edge_end(struct edge_req *r);   /* all bytes were written; fewer than announced cuts instead */
+void edge_abort(struct edge_req *r); /* never looks complete */
+/* Must the connection close after this answer anyway? (HTTP/1.0, draining, surplus bytes …) */
+void edge_req_close_after(struct edge_req *r);
+
+struct edge_stats {
+    uint64_t accepted, open, refused_limit, requests, bad_heads, slow_clients, bytes_out;
+};
+void edge_stats(const struct edge *e, struct edge_stats *ret);
+
+#endif

@@ -1,0 +1,56 @@
+/* Cryptography over OpenSSL: hashes, MACs, sealing, signatures, randomness, and the keys under keys.path.
+ * The only file that knows OpenSSL, besides edge.c for TLS. */
+#ifndef PULLGATE_SEAL_H
+#define PULLGATE_SEAL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "pullgate/err.h"
+#include "pullgate/oci.h"
+#include "pullgate/str.h"
+
+#define SEAL_MAC_LEN 32
+
+/* The keys of a deployment: files in keys.path, 0600, made by the admin at its first start, read by every program:
+ * mac.key (Redis values), pepper.key (credential hashes), seal.key (upstream secrets), audit.key, token-<kid>.key (Ed25519). */
+struct keyring;
+/* create: make what is missing (directory 0700, files 0600, fsync). Without create a missing key is ERR_UNAVAILABLE.
+ * A key file that others may read is refused. */
+enum err keyring_open(const char *path, bool create, struct keyring **ret, struct error *reterr) MUST_USE;
+void keyring_free(struct keyring *k); /* cleansed */
+
+enum keyring_key { KEYRING_MAC, KEYRING_PEPPER, KEYRING_SEAL, KEYRING_AUDIT };
+/* HMAC-SHA-256 under one of the keys. Thread-safe. */
+void keyring_hmac(const struct keyring *k, enum keyring_key which, struct str data, uint8_t ret[SEAL_MAC_LEN]);
+
+/* AES-256-GCM under seal.key, a fresh 96-bit nonce; aad binds place: "upstream_id|field". Text: base64url. Empty plaintext is refused. */
+enum err keyring_seal(const struct keyring *k, struct str aad, struct str plain, struct strbuf *ret, struct error *reterr) MUST_USE;
+/* *ret: cleanse and free with mem_free_secret(p, n). */
+enum err keyring_unseal(const struct keyring *k, struct str aad, struct str sealed, char **ret, size_t *ret_n) MUST_USE;
+
+/* Ed25519 of the tokens. kid is 16 hex digits of the public key's SHA-256. Up to 4 verifying keys; the newest signs. */
+const char *keyring_token_kid(const struct keyring *k);
+void keyring_token_sign(const struct keyring *k, struct str data, uint8_t ret_sig[64]);
+bool keyring_token_verify(const struct keyring *k, struct str kid, struct str data, const uint8_t sig[64]);
+
+void seal_sha256(struct str data, uint8_t ret[32]);
+void seal_hmac(struct str key, struct str data, uint8_t ret[SEAL_MAC_LEN]);
+bool seal_digest_matches(struct str data, const struct digest *d);
+void seal_random(void *buf, size_t n); /* aborts when the kernel gives none */
+
+/* Streaming digest of a blob. */
+struct hasher;
+struct hasher *hasher_new(enum digest_alg alg);
+void hasher_update(struct hasher *h, const void *data, size_t n);
+void hasher_final(struct hasher *h, struct digest *ret); /* once */
+void hasher_free(struct hasher **h);
+
+/* base64: standard (RFC 4648 4, padding required, canonical) and URL-safe without padding (5, canonical). Strict decoding. */
+void base64_encode(struct str in, struct strbuf *ret);
+bool base64_decode(struct str in, struct strbuf *ret);
+void base64url_encode(struct str in, struct strbuf *ret);
+bool base64url_decode(struct str in, struct strbuf *ret);
+
+#endif

@@ -1,0 +1,94 @@
+/* An upstream registry: the token dance, redirects, retries, the breaker, and its quirks, over fetch. Used by the proxy's workers
+ * and by the admin's jobs (on a loop of their own). What an upstream says is never shown to a customer. */
+#ifndef PULLGATE_UPSTREAM_H
+#define PULLGATE_UPSTREAM_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "pullgate/err.h"
+#include "pullgate/fetch.h"
+#include "pullgate/loop.h"
+#include "pullgate/oci.h"
+#include "pullgate/str.h"
+
+struct jv;
+struct keyring;
+
+struct upstream_spec { /* owned copies */
+    char *id;
+    char *url; /* http(s)://host[:port][/prefix] */
+    char *username, *password; /* "" none; cleansed on free */
+    char *ca_pem;
+    bool redirects_pass;       /* hand 307 to the client instead of following */
+    char **redirect_hosts;     /* "host" or "host:port", NULL-terminated */
+    char *realm;               /* "" : only a realm on the upstream's own host */
+};
+/* From the projected JSON (docs/REDIS.md), secrets unsealed with the keyring. */
+enum err upstream_spec_parse(const struct jv *doc, const struct keyring *k, struct upstream_spec **ret, struct error *reterr) MUST_USE;
+void upstream_spec_free(struct upstream_spec **s);
+
+struct upstream; /* one per (loop, spec version): own pool, own token cache (credential, scope), own breaker */
+struct upstream_limits {
+    struct fetch_limits fetch;
+    unsigned retries;        /* further tries where no byte arrived */
+    size_t manifest_bytes;   /* 4 MiB */
+    size_t tags_bytes;       /* 16 MiB over all pages */
+    unsigned breaker_failures; /* consecutive; opens the breaker for breaker_ms */
+    uint64_t breaker_ms;
+};
+struct upstream *upstream_new(struct loop *l, struct upstream_spec *take_spec, const struct upstream_limits *lim);
+struct upstream *upstream_ref(struct upstream *u);
+void upstream_unref(struct upstream **u); /* operations in flight keep it */
+bool upstream_healthy(const struct upstream *u); /* breaker closed */
+
+/* Operations. Each calls cb exactly once, from the loop, never before it returns; after upstream_cancel() never.
+ * err: OK; NOT_FOUND (the upstream says so: 404); UPSTREAM (5xx, broken, forbidden redirect or realm, 401/403 with our
+ * credentials, wrong digest); UNAVAILABLE (refused, DNS, breaker open, 429); TIMEOUT. detail is for the log only.
+ * retry_after_s: of a 429/503, 0 unknown. */
+struct upstream_op;
+void upstream_cancel(struct upstream_op **op);
+
+struct upstream_manifest {
+    int status;               /* 200, or 304 where etag was given */
+    enum media_type media_type;
+    struct str content_type;  /* as sent */
+    struct digest digest;     /* GET: computed from the bytes and, where asked by digest, equal to it; HEAD: as the header says */
+    uint64_t size;
+    struct str bytes;         /* GET; borrowed during cb */
+};
+typedef void upstream_manifest_cb(void *ctx, enum err err, const struct upstream_manifest *m, const char *detail, unsigned retry_after_s);
+/* reference: a tag or a digest's text. head: HEAD; an upstream whose HEAD has no digest is asked with GET instead, transparently.
+ * Verified: by digest, bytes must hash to it, else ERR_UPSTREAM. Schema 1 answers are ERR_UPSTREAM. */
+struct upstream_op *upstream_manifest(struct upstream *u, struct str repository, struct str reference, bool head, upstream_manifest_cb *cb, void *ctx);
+
+typedef void upstream_tags_cb(void *ctx, enum err err, const struct str *tags, size_t n, const char *detail);
+/* All pages, sorted bytewise, duplicates and names outside the grammar dropped. */
+struct upstream_op *upstream_tags(struct upstream *u, struct str repository, upstream_tags_cb *cb, void *ctx);
+
+typedef void upstream_referrers_cb(void *ctx, enum err err, struct str index_bytes, const char *detail);
+/* GET referrers/<digest>; NOT_FOUND where the upstream has no such API or none. All pages merged is not needed: first page. */
+struct upstream_op *upstream_referrers(struct upstream *u, struct str repository, const struct digest *d, upstream_referrers_cb *cb, void *ctx);
+
+struct upstream_blob_head {
+    int status;             /* 200 or 206 */
+    int64_t length;         /* of this body, -1 unknown */
+    uint64_t total;         /* of the blob, when known (206: from Content-Range), else 0 */
+    struct byte_range range;/* of a 206 */
+    struct str location;    /* redirects_pass: hand this to the client (status 307); borrowed */
+};
+struct upstream_blob_handlers {
+    enum fetch_next (*on_head)(void *ctx, const struct upstream_blob_head *h);
+    enum fetch_next (*on_body)(void *ctx, const void *data, size_t n);
+    void (*on_done)(void *ctx, enum err err, const char *detail, unsigned retry_after_s);
+};
+/* range NULL: the whole blob. want_head: HEAD, no body. A retry happens only before on_head. */
+struct upstream_op *upstream_blob(struct upstream *u, struct str repository, const struct digest *d, const struct byte_range *range,
+                                  bool want_head, const struct upstream_blob_handlers *h, void *ctx);
+void upstream_resume(struct upstream_op *op);
+
+typedef void upstream_ping_cb(void *ctx, enum err err, const char *detail);
+/* GET /v2/ with the credentials: the admin's `test`. detail is a sentence that an operator can act on. */
+struct upstream_op *upstream_ping(struct upstream *u, upstream_ping_cb *cb, void *ctx);
+
+#endif

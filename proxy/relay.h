@@ -1,0 +1,51 @@
+/* Blob bytes to one client, with backpressure: from a cached or spooled file, joined to the transfer that fills it, or straight from
+ * the upstream (ranges of a blob that is not cached). Ends exactly once. */
+#ifndef PROXY_RELAY_H
+#define PROXY_RELAY_H
+
+#include "pullgate/edge.h"
+#include "pullgate/err.h"
+#include "pullgate/oci.h"
+#include "pullgate/upstream.h"
+
+struct worker;
+struct relay;
+
+enum relay_end {
+    RELAY_OK,
+    RELAY_UPSTREAM_FAILED, /* before a byte was sent: the exchange answers with err */
+    RELAY_UPSTREAM_CUT,    /* after: the client connection was cut */
+    RELAY_DIGEST_MISMATCH, /* the withheld end was not sent; cut */
+    RELAY_NOT_SATISFIABLE, /* range outside the blob: the exchange answers 416; size in relay_result */
+    RELAY_REDIRECT,        /* redirects: pass; the exchange answers 307 with location */
+    RELAY_OVERLOADED,      /* streams_per_worker: 503 */
+};
+struct relay_result {
+    enum relay_end end;
+    enum err err;
+    const char *detail;
+    unsigned retry_after_s;
+    uint64_t size;        /* of the blob where known */
+    uint64_t bytes_sent;
+    const char *location; /* REDIRECT */
+    bool head_sent;       /* the answer was begun: nothing more may be answered */
+    bool from_cache;
+};
+struct relay_ask {
+    struct edge_req *req;
+    struct str upstream_id;
+    struct str upstream_repository;
+    struct str repository_id;
+    struct digest digest;
+    uint64_t size_hint;  /* from the manifest that named the blob; 0 unknown */
+    bool head_only;      /* HEAD: answer with the size, no transfer */
+    struct str range;    /* Range field's value, empty: none */
+    struct str fields;   /* further response fields (CRLF lines), e.g. request id */
+};
+/* done once, from the loop, never inside relay_start(). It has sent the answer (head_sent) or leaves it to the caller. */
+typedef void relay_done_cb(void *ctx, const struct relay_result *r);
+struct relay *relay_start(struct worker *w, const struct relay_ask *ask, relay_done_cb *done, void *ctx);
+void relay_drained(struct relay *r);  /* the edge's on_drain */
+void relay_cancel(struct relay **r);  /* the client left: the upstream stops at once unless others read */
+
+#endif
