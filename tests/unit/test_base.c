@@ -1,0 +1,170 @@
+/* Strings, JSON, clock texts and the loop: the ground everything stands on. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#include <pthread.h>
+#include <cmocka.h>
+
+#include "pullgate/clock.h"
+#include "pullgate/jv.h"
+#include "pullgate/loop.h"
+#include "pullgate/mem.h"
+#include "pullgate/str.h"
+
+static void test_str_to_u64(void **state)
+{
+    static const struct {
+        const char *in;
+        bool ok;
+        uint64_t want;
+    } cases[] = {{"0", true, 0},
+                 {"18446744073709551615", true, UINT64_MAX},
+                 {"18446744073709551616", false, 0},
+                 {"", false, 0},
+                 {"-1", false, 0},
+                 {"+1", false, 0},
+                 {"1 ", false, 0}};
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        uint64_t v = 0;
+        assert_int_equal(str_to_u64(str_c(cases[i].in), &v), cases[i].ok);
+        assert_true(v == cases[i].want);
+    }
+}
+
+static void test_json_escaping(void **state)
+{
+    struct strbuf b = {0};
+    (void)state;
+    sb_add_json(&b, (struct str){"a\"\\\n\x01\0\xff\xc3\xa4", 9});
+    assert_string_equal(b.p, "\"a\\\"\\\\\\n\\u0001\\u0000\\u00ff\xc3\xa4\"");
+    sb_free(&b);
+}
+
+static void test_json_limits(void **state)
+{
+    static const struct {
+        const char *in;
+        enum err want;
+    } cases[] = {{"{\"a\":[1,2,{\"b\":null}]}", ERR_OK}, {"{\"a\":1,\"a\":2}", ERR_INVALID}, {"[[[[[1]]]]]", ERR_INVALID},
+                 {"[1,2,3,4,5,6,7,8,9,10]", ERR_TOO_LARGE},  {"{} x", ERR_INVALID},              {"", ERR_INVALID}};
+    static const struct jv_limits lim = {1000, 10, 4};
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct jv *v = NULL;
+        assert_int_equal(jv_parse(str_c(cases[i].in), &lim, &v, NULL), cases[i].want);
+        jv_free(v);
+    }
+}
+
+static void test_instants(void **state)
+{
+    static const struct {
+        const char *in;
+        bool ok;
+        int64_t want;
+    } cases[] = {{"1970-01-01T00:00:00Z", true, 0},
+                 {"2026-03-01T23:59:59Z", true, 1772409599},
+                 {"2026-03-01T23:59:59.999999999Z", true, 1772409599},
+                 {"2026-03-02T00:59:59+01:00", true, 1772409599},
+                 {"2024-02-29T00:00:00Z", true, 1709164800},
+                 {"2023-02-29T00:00:00Z", false, 0},
+                 {"2026-03-01T24:00:00Z", false, 0},
+                 {"2026-03-01 23:59:59Z", false, 0},
+                 {"2026-03-01T23:59:59", false, 0},
+                 {"2026-13-01T00:00:00Z", false, 0},
+                 {"2026-03-01T23:59:59Zx", false, 0}};
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        int64_t t = 0;
+        assert_int_equal(clock_parse_instant(str_c(cases[i].in), &t, NULL) == ERR_OK, cases[i].ok);
+        assert_true(t == cases[i].want);
+    }
+}
+
+static void test_expiry_is_end_of_day_in_zone(void **state)
+{
+    static const struct {
+        const char *in, *zone, *want;
+    } cases[] = {{"2026-03-01", "", "2026-03-01T23:59:59Z"},
+                 {"2026-03-01", "Europe/Berlin", "2026-03-01T22:59:59Z"},
+                 {"2026-07-01", "Europe/Berlin", "2026-07-01T21:59:59Z"},
+                 {"2026-03-29", "Europe/Berlin", "2026-03-29T21:59:59Z"},  /* the day summer time begins */
+                 {"2026-10-25", "Europe/Berlin", "2026-10-25T22:59:59Z"},  /* and ends */
+                 {"2060-07-01", "Europe/Berlin", "2060-07-01T21:59:59Z"},  /* beyond the file's table: its footer */
+                 {"2026-03-01", "America/New_York", "2026-03-02T04:59:59Z"},
+                 {"2026-07-01", "Asia/Kolkata", "2026-07-01T18:29:59Z"},
+                 {"2026-01-15", "Australia/Sydney", "2026-01-15T12:59:59Z"}};
+    char buf[CLOCK_RFC3339_MAX];
+    int64_t t;
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        assert_int_equal(clock_parse_expiry(str_c(cases[i].in), cases[i].zone, &t, NULL), ERR_OK);
+        assert_string_equal(clock_rfc3339(t, buf), cases[i].want);
+    }
+    assert_int_equal(clock_parse_expiry(S("2026-03-01"), "Nowhere/Land", &t, NULL), ERR_INVALID);
+    assert_int_equal(clock_parse_expiry(S("2026-03-01"), "../../etc/passwd", &t, NULL), ERR_INVALID);
+}
+
+static void test_durations_and_sizes(void **state)
+{
+    uint64_t v;
+    (void)state;
+    assert_int_equal(clock_parse_duration(S("250ms"), &v, NULL), ERR_OK);
+    assert_int_equal(v, 250);
+    assert_int_equal(clock_parse_duration(S("7d"), &v, NULL), ERR_OK);
+    assert_int_equal(v, 604800000);
+    assert_int_equal(clock_parse_duration(S("5"), &v, NULL), ERR_INVALID);
+    assert_int_equal(clock_parse_duration(S("99999999999999999d"), &v, NULL), ERR_INVALID);
+    assert_int_equal(clock_parse_size(S("50GiB"), &v, NULL), ERR_OK);
+    assert_true(v == 50ULL << 30);
+    assert_int_equal(clock_parse_size(S("1GB"), &v, NULL), ERR_INVALID);
+}
+
+struct count {
+    struct loop *loop;
+    int n;
+};
+
+static void count_up(void *arg)
+{
+    struct count *c = arg;
+    if (++c->n == 3)
+        loop_stop(c->loop);
+}
+
+static void *post_from_thread(void *arg)
+{
+    struct count *c = arg;
+    loop_post(c->loop, count_up, c);
+    return NULL;
+}
+
+static void test_loop(void **state)
+{
+    struct count c = {loop_new(), 0};
+    pthread_t thread;
+    (void)state;
+    struct timer *t = timer_new(c.loop, count_up, &c);
+    timer_set(t, 5);
+    loop_defer(c.loop, count_up, &c);
+    assert_int_equal(pthread_create(&thread, NULL, post_from_thread, &c), 0);
+    loop_run(c.loop);
+    pthread_join(thread, NULL);
+    assert_int_equal(c.n, 3);
+    timer_free(&t);
+    loop_free(c.loop);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_str_to_u64),      cmocka_unit_test(test_json_escaping),
+        cmocka_unit_test(test_json_limits),     cmocka_unit_test(test_instants),
+        cmocka_unit_test(test_expiry_is_end_of_day_in_zone), cmocka_unit_test(test_durations_and_sizes),
+        cmocka_unit_test(test_loop),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
