@@ -152,7 +152,9 @@ bool str_eq_secret(const void *a, const void *b, size_t n)
 }
 
 /* SipHash-1-3 under a key drawn at start, so that nobody outside can choose colliding keys. */
-static uint64_t sip_key[2];
+static uint64_t sip_key[4]; /* two for str_hash, two for str_mark */
+
+static pthread_once_t sip_once = PTHREAD_ONCE_INIT;
 
 static void sip_init(void)
 {
@@ -171,8 +173,7 @@ static void sip_init(void)
 
 uint64_t str_hash(struct str s)
 {
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
-    pthread_once(&once, sip_init);
+    pthread_once(&sip_once, sip_init);
 
     uint64_t v0 = sip_key[0] ^ 0x736f6d6570736575ULL, v1 = sip_key[1] ^ 0x646f72616e646f6dULL;
     uint64_t v2 = sip_key[0] ^ 0x6c7967656e657261ULL, v3 = sip_key[1] ^ 0x7465646279746573ULL;
@@ -197,6 +198,44 @@ uint64_t str_hash(struct str s)
     SIP_ROUND;
     SIP_ROUND;
     return v0 ^ v1 ^ v2 ^ v3;
+}
+
+struct str_mark str_mark(struct str s)
+{
+    pthread_once(&sip_once, sip_init);
+
+    uint64_t v0 = sip_key[2] ^ 0x736f6d6570736575ULL, v1 = sip_key[3] ^ 0x646f72616e646f6dULL ^ 0xee;
+    uint64_t v2 = sip_key[2] ^ 0x6c7967656e657261ULL, v3 = sip_key[3] ^ 0x7465646279746573ULL;
+    const unsigned char *p = (const unsigned char *)s.p;
+    size_t n = s.n;
+    uint64_t m;
+    struct str_mark ret;
+
+    for (;; p += 8, n -= 8) {
+        bool last = n < 8;
+        if (last) {
+            m = (uint64_t)s.n << 56;
+            for (size_t i = 0; i < n; i++)
+                m |= (uint64_t)p[i] << (8 * i);
+        } else {
+            memcpy(&m, p, 8);
+        }
+        v3 ^= m;
+        SIP_ROUND;
+        SIP_ROUND;
+        v0 ^= m;
+        if (last)
+            break;
+    }
+    v2 ^= 0xee;
+    for (int i = 0; i < 4; i++)
+        SIP_ROUND;
+    ret.a = v0 ^ v1 ^ v2 ^ v3;
+    v1 ^= 0xdd;
+    for (int i = 0; i < 4; i++)
+        SIP_ROUND;
+    ret.b = v0 ^ v1 ^ v2 ^ v3;
+    return ret;
 }
 
 void sb_free(struct strbuf *b)

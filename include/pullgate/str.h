@@ -43,6 +43,11 @@ char *str_dup(struct str s);
 bool str_eq_secret(const void *a, const void *b, size_t n);
 /* 64-bit hash for tables of trusted or length-bounded keys, seeded once a process (SipHash-1-3 class). */
 uint64_t str_hash(struct str s);
+/* 128 bits, SipHash-2-4 under a key of this process: a stand-in for a secret that must not be kept, only recognised. */
+struct str_mark {
+    uint64_t a, b;
+};
+struct str_mark str_mark(struct str s);
 
 struct strbuf {
     char *p; /* NUL-terminated whenever not NULL */
