@@ -1,0 +1,164 @@
+/* One API request as its handler sees it, and the table of routes. A handler is a plain synchronous function in a database
+ * thread: it reads a checked request, works on the store, fills the answer. http.c has authenticated, checked role and body,
+ * opened the transaction, and afterwards writes the audit row and commits. Used by api_*.c and portal.c. */
+#ifndef ADMIN_API_H
+#define ADMIN_API_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "admin.h"
+#include "pullgate/err.h"
+#include "pullgate/head.h"
+#include "pullgate/jv.h"
+#include "pullgate/store.h"
+#include "pullgate/str.h"
+
+enum role {
+    ROLE_NONE,     /* no sign-in: OpenAPI document */
+    ROLE_VIEWER,   /* admin API, read */
+    ROLE_ADMIN,    /* admin API, write */
+    ROLE_OWNER,    /* admin API, tokens and vendors */
+    ROLE_CUSTOMER, /* portal API: portal_authenticate() of portal.c */
+};
+
+/* ---- schemas: check requests, and describe requests and answers in the OpenAPI document --------------------------------- */
+
+enum field_type {
+    FIELD_STRING,  /* 1..max characters of valid UTF-8 without control bytes; 0 allowed with FIELD_EMPTY */
+    FIELD_TEXT,    /* as string, line feeds and tabs allowed */
+    FIELD_SECRET,  /* as string; never in an answer, the log or the audit */
+    FIELD_INT,     /* min..max */
+    FIELD_BOOL,
+    FIELD_TIME,    /* RFC 3339 instant or date, or null */
+    FIELD_MAP,     /* JSON object, free content */
+    FIELD_STRINGS, /* array of strings, at most `max` */
+    FIELD_OBJECT,  /* one object of `sub` */
+    FIELD_LIST,    /* array of objects of `sub`, at most `max` */
+};
+#define FIELD_REQUIRED 1u
+#define FIELD_NULL 2u     /* null allowed (FIELD_TIME always allows it) */
+#define FIELD_EMPTY 4u    /* "" allowed */
+#define FIELD_OPTIONAL 8u /* answers: may be absent */
+struct field {
+    const char *name; /* NULL ends the list */
+    enum field_type type;
+    unsigned flags;
+    int64_t min, max;         /* 0, 0: 1..200 characters, 0..2^53 for numbers, 100 items */
+    const char *one_of;       /* "a|b|c" or NULL */
+    const struct field *sub;
+    const char *about;
+};
+struct schema {
+    const char *name; /* in the OpenAPI document */
+    const struct field *fields;
+};
+
+/* ---- the request ------------------------------------------------------------------------------------------------------- */
+
+#define API_MAX_PARAMS 3
+struct route;
+struct api {
+    unsigned magic;
+    struct admin *admin;
+    struct store *store; /* of the thread that runs the handler; inside a transaction */
+    const struct route *route;
+    int64_t now_s;
+    char request_id[32];
+
+    /* the caller; strings live as long as the request */
+    char *vendor_id, *token_id, *actor; /* actor: "token:<id>", "customer:<id>" */
+    enum role role;
+    char *customer_id, *credential_id, *license_id; /* portal; license_id "" unless the credential is bound to one */
+    char peer[64];
+    uint8_t peer_addr[16];
+
+    /* the request */
+    enum head_method method;
+    char *path, *query;                    /* query: raw, without '?' */
+    struct str params[API_MAX_PARAMS];     /* values of {…} in the path, in order; grammar [A-Za-z0-9._:@+-]{1,300} */
+    struct jv *in;                         /* checked body; NULL without one */
+    char *authorization, *if_match, *idempotency_key, *content_type;
+    struct str body;
+
+    /* the answer: out, or (with a content type) raw */
+    int status;        /* 0: by method: 201 for a POST that set location, else 200, 204 without out */
+    struct jv *out;
+    struct strbuf raw;
+    const char *raw_type;
+    char *location;    /* of a created object */
+    char *etag;        /* bare, without quotes */
+    unsigned retry_after_s;
+
+    /* a refusal: set by api_fail() */
+    struct error error;
+    const char *code;
+    struct jv *problem; /* further members of the problem document, or NULL */
+
+    /* audit, set by a handler that changes something */
+    char *audit_object;
+    struct jv *before, *after;
+    bool wrote_outbox;
+};
+
+typedef enum err api_fn(struct api *rq);
+
+#define ROUTE_SLOW 1u    /* waits for a network: runs in the slow thread on a read-only store, outside a transaction */
+#define ROUTE_LIST 2u    /* takes limit and cursor; answers {"items","next_cursor"} of the answer schema */
+#define ROUTE_ACTION 4u  /* POST that answers 200 */
+#define ROUTE_NO_AUDIT 8u
+#define ROUTE_PLAIN 16u  /* answer is no JSON object of a schema */
+struct query_param {
+    const char *name; /* NULL ends the list */
+    const char *about;
+};
+struct route {
+    enum head_method method;
+    const char *path; /* "/api/v1/customers/{id}" */
+    api_fn *run;
+    enum role role;
+    unsigned flags;
+    const struct schema *request;      /* NULL: no body */
+    const struct schema *answer;       /* NULL: 204 */
+    const struct query_param *params;  /* beyond limit and cursor; unknown ones are refused */
+    const char *action;                /* of the audit row and operationId: "customer.create" */
+    const char *about;
+};
+/* Each api_*.c and portal.c has one table, ended by a row without path; routes.c lists the tables. */
+
+/* ---- for handlers ------------------------------------------------------------------------------------------------------ */
+
+/* Refuse: fills rq->error and rq->code, returns e. field may be NULL. */
+enum err api_fail(struct api *rq, enum err e, const char *code, const char *field, const char *fmt, ...)
+    __attribute__((format(printf, 5, 6)));
+/* Pass on a failure of the store: ERR_UNAVAILABLE as such; ERR_CONFLICT of a UNIQUE column as 409 `conflict` with its field. */
+enum err api_fail_store(struct api *rq, enum err e, const struct error *error);
+enum err api_not_found(struct api *rq, const char *what);
+/* Compare If-Match with the object's etag (rev): ERR_PRECONDITION when sent and different. Sets rq->etag. */
+enum err api_check_etag(struct api *rq, int64_t rev) MUST_USE;
+
+/* Query parameters, decoded; false when absent or empty. ret is reset first. */
+bool api_query(struct api *rq, const char *name, struct strbuf *ret);
+/* An instant or a date of the vendor's zone. *ret untouched when absent. */
+enum err api_query_time(struct api *rq, const char *name, int64_t *ret) MUST_USE;
+
+/* Paging. A list is ordered by (key, id) ascending, or descending for logs. */
+struct page {
+    int limit;              /* 1..1000, default 100; fetch limit + 1 rows */
+    bool has_cursor;
+    int64_t after_key;
+    char after_id[64];
+};
+enum err api_page(struct api *rq, struct page *ret) MUST_USE;
+/* Call with each row's key and id before pushing it: false, and next_cursor set, when the page is full. */
+bool api_page_take(struct page *p, struct jv *out, int64_t key, const char *id);
+/* {"items":[],"next_cursor":null} as rq->out; returns the array. */
+struct jv *api_list(struct api *rq);
+
+/* Time zone of the caller's vendor; borrowed from rq. */
+const char *api_zone(struct api *rq);
+/* Add a raw JSON column's text to obj as key. */
+void api_set_json(struct jv *obj, const char *key, struct str text);
+
+#endif

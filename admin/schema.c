@@ -1,0 +1,208 @@
+#include "schema.h"
+
+/* The tables. Rules that hold for all of them:
+ *   ids are prefixed text; every row belongs to a vendor, directly or through its parent;
+ *   times are Unix seconds, UTC, columns named *_at, 0 = none; *_ms are milliseconds;
+ *   JSON columns hold checked JSON of the kind their comment says, never NULL;
+ *   `rev` counts the changes of a row that has an ETag;
+ *   an applied migration's text never changes again: a further migration follows it. */
+
+static const char MIGRATION_1[] =
+    "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;\n"
+
+    "CREATE TABLE vendors ("
+    " id TEXT PRIMARY KEY, slug TEXT NOT NULL UNIQUE, name TEXT NOT NULL,"
+    " is_first INTEGER NOT NULL DEFAULT 0," /* may use public names that no other vendor's slug begins */
+    " time_zone TEXT NOT NULL DEFAULT 'UTC', renew_url TEXT NOT NULL DEFAULT '', support_contact TEXT NOT NULL DEFAULT '',"
+    " created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL, rev INTEGER NOT NULL DEFAULT 1) WITHOUT ROWID;\n"
+    "CREATE UNIQUE INDEX vendors_first ON vendors(is_first) WHERE is_first=1;\n"
+
+    "CREATE TABLE api_tokens ("
+    " id TEXT PRIMARY KEY, vendor_id TEXT NOT NULL REFERENCES vendors(id), name TEXT NOT NULL,"
+    " role TEXT NOT NULL CHECK (role IN ('owner','admin','viewer')),"
+    " hash TEXT NOT NULL UNIQUE, prefix TEXT NOT NULL, is_bootstrap INTEGER NOT NULL DEFAULT 0,"
+    " created_at INTEGER NOT NULL, expires_at INTEGER NOT NULL DEFAULT 0, revoked_at INTEGER NOT NULL DEFAULT 0,"
+    " last_used_at INTEGER NOT NULL DEFAULT 0, last_used_from TEXT NOT NULL DEFAULT '') WITHOUT ROWID;\n"
+    "CREATE INDEX api_tokens_vendor ON api_tokens(vendor_id, created_at, id);\n"
+
+    "CREATE TABLE upstreams ("
+    " id TEXT PRIMARY KEY, vendor_id TEXT NOT NULL REFERENCES vendors(id), name TEXT NOT NULL, url TEXT NOT NULL,"
+    " username TEXT NOT NULL DEFAULT '', password_sealed TEXT NOT NULL DEFAULT ''," /* keyring_seal, aad "<id>|password" */
+    " ca TEXT NOT NULL DEFAULT '', redirects TEXT NOT NULL DEFAULT 'follow' CHECK (redirects IN ('follow','pass')),"
+    " redirect_hosts TEXT NOT NULL DEFAULT '[]'," /* JSON array of strings */
+    " realm TEXT NOT NULL DEFAULT '',"
+    " created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL, rev INTEGER NOT NULL DEFAULT 1,"
+    " UNIQUE (vendor_id, name)) WITHOUT ROWID;\n"
+
+    "CREATE TABLE applications ("
+    " id TEXT PRIMARY KEY, vendor_id TEXT NOT NULL REFERENCES vendors(id), slug TEXT NOT NULL, name TEXT NOT NULL,"
+    " description TEXT NOT NULL DEFAULT '', metadata TEXT NOT NULL DEFAULT '{}'," /* JSON object */
+    " created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL, archived_at INTEGER NOT NULL DEFAULT 0,"
+    " rev INTEGER NOT NULL DEFAULT 1) WITHOUT ROWID;\n"
+    "CREATE UNIQUE INDEX applications_slug ON applications(vendor_id, slug) WHERE archived_at=0;\n"
+
+    "CREATE TABLE repositories ("
+    " id TEXT PRIMARY KEY, application_id TEXT NOT NULL REFERENCES applications(id),"
+    " name TEXT NOT NULL UNIQUE," /* public name, over the whole deployment */
+    " upstream_id TEXT NOT NULL REFERENCES upstreams(id), upstream_repository TEXT NOT NULL,"
+    " kind TEXT NOT NULL DEFAULT 'image' CHECK (kind IN ('image','chart','artifact')),"
+    " tag_template TEXT NOT NULL DEFAULT '{version}',"
+    " created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL,"
+    " synced_at INTEGER NOT NULL DEFAULT 0, sync_error TEXT NOT NULL DEFAULT '') WITHOUT ROWID;\n"
+    "CREATE INDEX repositories_application ON repositories(application_id, created_at, id);\n"
+    "CREATE INDEX repositories_upstream ON repositories(upstream_id);\n"
+
+    "CREATE TABLE versions ("
+    " id TEXT PRIMARY KEY, application_id TEXT NOT NULL REFERENCES applications(id), version TEXT NOT NULL,"
+    " released_at INTEGER NOT NULL DEFAULT 0," /* named by the vendor; 0: first_seen_at counts */
+    " channel TEXT NOT NULL DEFAULT '', notes TEXT NOT NULL DEFAULT '',"
+    " first_seen_at INTEGER NOT NULL DEFAULT 0," /* by the sync or a pull; 0: never seen upstream */
+    " source TEXT NOT NULL DEFAULT 'discovered' CHECK (source IN ('discovered','record')),"
+    " created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL, rev INTEGER NOT NULL DEFAULT 1,"
+    " UNIQUE (application_id, version)) WITHOUT ROWID;\n"
+    /* Tags that a version record names, where the repository's template does not make them. */
+    "CREATE TABLE version_tags ("
+    " version_id TEXT NOT NULL REFERENCES versions(id) ON DELETE CASCADE,"
+    " repository_id TEXT NOT NULL REFERENCES repositories(id) ON DELETE CASCADE,"
+    " tag TEXT NOT NULL, PRIMARY KEY (version_id, repository_id)) WITHOUT ROWID;\n"
+    "CREATE UNIQUE INDEX version_tags_tag ON version_tags(repository_id, tag);\n"
+
+    /* What each tag resolved to, oldest first by id. last_seen_at 0: it resolves to this digest when last looked at. A tag that
+     * moves back to an earlier digest gets a further row. */
+    "CREATE TABLE tag_history ("
+    " id INTEGER PRIMARY KEY AUTOINCREMENT,"
+    " repository_id TEXT NOT NULL REFERENCES repositories(id) ON DELETE CASCADE,"
+    " tag TEXT NOT NULL, digest TEXT NOT NULL, media_type TEXT NOT NULL DEFAULT '', size INTEGER NOT NULL DEFAULT 0,"
+    " first_seen_at INTEGER NOT NULL, last_seen_at INTEGER NOT NULL DEFAULT 0);\n"
+    "CREATE INDEX tag_history_tag ON tag_history(repository_id, tag, id);\n"
+    "CREATE INDEX tag_history_digest ON tag_history(repository_id, digest);\n"
+    "CREATE UNIQUE INDEX tag_history_current ON tag_history(repository_id, tag) WHERE last_seen_at=0;\n"
+
+    /* Verified top manifests and what they reach: the portal's sizes and platforms, explain by digest. */
+    "CREATE TABLE manifests ("
+    " repository_id TEXT NOT NULL REFERENCES repositories(id) ON DELETE CASCADE, digest TEXT NOT NULL,"
+    " media_type TEXT NOT NULL, size INTEGER NOT NULL, artifact_type TEXT NOT NULL DEFAULT '',"
+    " platforms TEXT NOT NULL DEFAULT '',"              /* "linux/amd64,linux/arm64/v8" */
+    " total_bytes INTEGER NOT NULL DEFAULT 0,"          /* every node once */
+    " annotations TEXT NOT NULL DEFAULT ''," /* JSON object or '' */
+    " built_at INTEGER NOT NULL, PRIMARY KEY (repository_id, digest)) WITHOUT ROWID;\n"
+    "CREATE TABLE closure_nodes ("
+    " repository_id TEXT NOT NULL, root_digest TEXT NOT NULL, kind TEXT NOT NULL CHECK (kind IN ('m','b')), digest TEXT NOT NULL,"
+    " media_type TEXT NOT NULL DEFAULT '', size INTEGER NOT NULL DEFAULT 0,"
+    " PRIMARY KEY (repository_id, root_digest, kind, digest),"
+    " FOREIGN KEY (repository_id, root_digest) REFERENCES manifests(repository_id, digest) ON DELETE CASCADE) WITHOUT ROWID;\n"
+    "CREATE INDEX closure_nodes_digest ON closure_nodes(repository_id, digest);\n"
+
+    "CREATE TABLE customers ("
+    " id TEXT PRIMARY KEY, vendor_id TEXT NOT NULL REFERENCES vendors(id), slug TEXT NOT NULL, name TEXT NOT NULL,"
+    " email TEXT NOT NULL DEFAULT '', external_id TEXT NOT NULL DEFAULT '', metadata TEXT NOT NULL DEFAULT '{}',"
+    " disabled INTEGER NOT NULL DEFAULT 0,"
+    " created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL, archived_at INTEGER NOT NULL DEFAULT 0,"
+    " rev INTEGER NOT NULL DEFAULT 1) WITHOUT ROWID;\n"
+    "CREATE UNIQUE INDEX customers_slug ON customers(vendor_id, slug) WHERE archived_at=0;\n"
+    "CREATE INDEX customers_list ON customers(vendor_id, created_at, id);\n"
+
+    "CREATE TABLE licenses ("
+    " id TEXT PRIMARY KEY, vendor_id TEXT NOT NULL REFERENCES vendors(id),"
+    " customer_id TEXT NOT NULL REFERENCES customers(id), application_id TEXT NOT NULL REFERENCES applications(id),"
+    " name TEXT NOT NULL, type TEXT NOT NULL DEFAULT 'paid',"
+    " status TEXT NOT NULL CHECK (status IN ('inactive','active','suspended','revoked')),"
+    " status_reason TEXT NOT NULL DEFAULT '',"
+    " starts_at INTEGER NOT NULL DEFAULT 0, expires_at INTEGER NOT NULL DEFAULT 0," /* expires_at exclusive */
+    " grace_days INTEGER NOT NULL DEFAULT 0, updates_until INTEGER NOT NULL DEFAULT 0,"
+    " on_expiry TEXT NOT NULL DEFAULT 'block' CHECK (on_expiry IN ('block','keep_released')),"
+    " period TEXT NOT NULL DEFAULT '',"           /* ISO 8601: P1M, P1Y */
+    " allowed_cidrs TEXT NOT NULL DEFAULT '[]',"  /* JSON array of strings */
+    " upstream_credential_id TEXT NOT NULL DEFAULT ''," /* an upstream whose credentials replace the repository's own */
+    " limits TEXT NOT NULL DEFAULT '{}', limit_action TEXT NOT NULL DEFAULT 'warn', quota_exceeded INTEGER NOT NULL DEFAULT 0,"
+    " metadata TEXT NOT NULL DEFAULT '{}', environment TEXT NOT NULL DEFAULT '', order_number TEXT NOT NULL DEFAULT '',"
+    " external_id TEXT NOT NULL DEFAULT '',"
+    " key_hash TEXT NOT NULL DEFAULT '', key_prefix TEXT NOT NULL DEFAULT '',"
+    " first_used_at INTEGER NOT NULL DEFAULT 0, last_used_at INTEGER NOT NULL DEFAULT 0, last_used_from TEXT NOT NULL DEFAULT '',"
+    " created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL, archived_at INTEGER NOT NULL DEFAULT 0,"
+    " rev INTEGER NOT NULL DEFAULT 1) WITHOUT ROWID;\n"
+    "CREATE UNIQUE INDEX licenses_name ON licenses(customer_id, name) WHERE archived_at=0;\n"
+    "CREATE UNIQUE INDEX licenses_key ON licenses(key_hash) WHERE key_hash<>'';\n"
+    "CREATE INDEX licenses_list ON licenses(vendor_id, created_at, id);\n"
+    "CREATE INDEX licenses_customer ON licenses(customer_id, created_at, id);\n"
+    "CREATE INDEX licenses_application ON licenses(application_id, created_at, id);\n"
+
+    "CREATE TABLE credentials ("
+    " id TEXT PRIMARY KEY, customer_id TEXT NOT NULL REFERENCES customers(id),"
+    " license_id TEXT REFERENCES licenses(id)," /* NULL: every license of the customer counts */
+    " name TEXT NOT NULL, hash TEXT NOT NULL UNIQUE, prefix TEXT NOT NULL,"
+    " allowed_cidrs TEXT NOT NULL DEFAULT '[]',"
+    " created_at INTEGER NOT NULL, expires_at INTEGER NOT NULL DEFAULT 0, revoked_at INTEGER NOT NULL DEFAULT 0,"
+    " rotated_to TEXT NOT NULL DEFAULT ''," /* the credential that replaces this one */
+    " last_used_at INTEGER NOT NULL DEFAULT 0, last_used_from TEXT NOT NULL DEFAULT '') WITHOUT ROWID;\n"
+    "CREATE INDEX credentials_customer ON credentials(customer_id, created_at, id);\n"
+    "CREATE INDEX credentials_license ON credentials(license_id) WHERE license_id IS NOT NULL;\n"
+
+    "CREATE TABLE grants ("
+    " id TEXT PRIMARY KEY, license_id TEXT NOT NULL REFERENCES licenses(id),"
+    " selector TEXT NOT NULL CHECK (selector IN ('exact','range','glob','channel','digest','all')),"
+    " value TEXT NOT NULL, include_prerelease INTEGER NOT NULL DEFAULT 0,"
+    " not_before INTEGER NOT NULL DEFAULT 0, not_after INTEGER NOT NULL DEFAULT 0," /* not_after exclusive */
+    " on_move TEXT NOT NULL DEFAULT 'follow' CHECK (on_move IN ('follow','pin')),"
+    " repositories TEXT NOT NULL DEFAULT '[]',"  /* JSON array of public names; empty: all of the application's */
+    " created_at INTEGER NOT NULL,"              /* granted_at of the entitlement */
+    " note TEXT NOT NULL DEFAULT '') WITHOUT ROWID;\n"
+    "CREATE INDEX grants_license ON grants(license_id, created_at, id);\n"
+    "CREATE TABLE grant_pins ("
+    " grant_id TEXT NOT NULL REFERENCES grants(id) ON DELETE CASCADE,"
+    " repository_id TEXT NOT NULL REFERENCES repositories(id) ON DELETE CASCADE,"
+    " tag TEXT NOT NULL, digest TEXT NOT NULL, pinned_at INTEGER NOT NULL,"
+    " PRIMARY KEY (grant_id, repository_id, tag)) WITHOUT ROWID;\n"
+
+    "CREATE TABLE license_history ("
+    " id INTEGER PRIMARY KEY AUTOINCREMENT, vendor_id TEXT NOT NULL, customer_id TEXT NOT NULL, license_id TEXT NOT NULL,"
+    " at_ms INTEGER NOT NULL, event TEXT NOT NULL," /* license.created, license.suspended, … */
+    " actor TEXT NOT NULL, from_status TEXT NOT NULL DEFAULT '', to_status TEXT NOT NULL DEFAULT '',"
+    " reason TEXT NOT NULL DEFAULT '', data TEXT NOT NULL DEFAULT '{}');\n"
+    "CREATE INDEX license_history_vendor ON license_history(vendor_id, id);\n"
+    "CREATE INDEX license_history_license ON license_history(license_id, id);\n"
+
+    /* The pull log. No foreign keys: it outlives what it names. */
+    "CREATE TABLE pulls ("
+    " id INTEGER PRIMARY KEY AUTOINCREMENT, event_id TEXT NOT NULL UNIQUE," /* request id: a batch may come twice */
+    " at_ms INTEGER NOT NULL, vendor_id TEXT NOT NULL DEFAULT '', customer_id TEXT NOT NULL DEFAULT '',"
+    " credential_id TEXT NOT NULL DEFAULT '', license_id TEXT NOT NULL DEFAULT '', application_id TEXT NOT NULL DEFAULT '',"
+    " repository TEXT NOT NULL DEFAULT '', reference TEXT NOT NULL DEFAULT '', tag TEXT NOT NULL DEFAULT '',"
+    " digest TEXT NOT NULL DEFAULT '', decision TEXT NOT NULL, reason TEXT NOT NULL,"
+    " client TEXT NOT NULL DEFAULT '', agent TEXT NOT NULL DEFAULT '', proxy TEXT NOT NULL DEFAULT '',"
+    " method TEXT NOT NULL DEFAULT '', bytes INTEGER NOT NULL DEFAULT 0);\n"
+    "CREATE INDEX pulls_vendor ON pulls(vendor_id, at_ms, id);\n"
+    "CREATE INDEX pulls_customer ON pulls(customer_id, at_ms, id);\n"
+    "CREATE INDEX pulls_license ON pulls(license_id, at_ms, id);\n"
+
+    /* Append-only; hash = HMAC(audit.key, prev || record). */
+    "CREATE TABLE audit ("
+    " seq INTEGER PRIMARY KEY AUTOINCREMENT, vendor_id TEXT NOT NULL, at_ms INTEGER NOT NULL,"
+    " actor TEXT NOT NULL, address TEXT NOT NULL, request_id TEXT NOT NULL, action TEXT NOT NULL, object TEXT NOT NULL,"
+    " outcome TEXT NOT NULL," /* "ok", or the problem's code */
+    " before TEXT NOT NULL DEFAULT '', after TEXT NOT NULL DEFAULT '',"
+    " prev_hash TEXT NOT NULL, hash TEXT NOT NULL);\n"
+    "CREATE INDEX audit_vendor ON audit(vendor_id, seq);\n"
+    "CREATE TRIGGER audit_no_update BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'audit is append-only'); END;\n"
+    "CREATE TRIGGER audit_no_delete BEFORE DELETE ON audit BEGIN SELECT RAISE(ABORT, 'audit is append-only'); END;\n"
+
+    "CREATE TABLE idempotency_keys ("
+    " token_id TEXT NOT NULL, key TEXT NOT NULL, request_hash TEXT NOT NULL," /* of method, path, body */
+    " status INTEGER NOT NULL, location TEXT NOT NULL, etag TEXT NOT NULL, body_sealed TEXT NOT NULL," /* may hold a secret shown once */
+    " created_at INTEGER NOT NULL, PRIMARY KEY (token_id, key)) WITHOUT ROWID;\n"
+    "CREATE INDEX idempotency_keys_age ON idempotency_keys(created_at);\n"
+
+    /* Which facts changed, in order; the projector carries them to Redis. The highest id is the epoch of the deployment.
+     * AUTOINCREMENT: an id is never given twice, even when old rows were pruned. */
+    "CREATE TABLE outbox ("
+    " id INTEGER PRIMARY KEY AUTOINCREMENT, created_ms INTEGER NOT NULL, fact TEXT NOT NULL);\n"
+    /* The newest epoch of every fact that ever was; is_gone: it exists no more. Written with the outbox row. */
+    "CREATE TABLE fact_epochs ("
+    " fact TEXT PRIMARY KEY, epoch INTEGER NOT NULL, bucket INTEGER NOT NULL, is_gone INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;\n"
+    "CREATE INDEX fact_epochs_bucket ON fact_epochs(bucket, fact);\n"
+    "CREATE INDEX fact_epochs_epoch ON fact_epochs(epoch);\n";
+
+const struct store_migration SCHEMA_MIGRATIONS[] = {
+    {1, MIGRATION_1},
+};
+const size_t SCHEMA_MIGRATIONS_N = sizeof SCHEMA_MIGRATIONS / sizeof SCHEMA_MIGRATIONS[0];
