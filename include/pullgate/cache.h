@@ -25,7 +25,7 @@ struct cache_reply { /* borrowed during the callback */
  * is resolved in cache_new (blocking, at start) or is an address or a socket. TCP keepalive and user timeout set. */
 struct cache;
 enum err cache_new(struct loop *l, const struct config *cfg, struct cache **ret, struct error *reterr) MUST_USE;
-void cache_free(struct cache **c);
+void cache_free(struct cache **c); /* not from one of its callbacks; before its loop; operations in flight are dropped silently */
 bool cache_is_up(const struct cache *c);
 
 /* cb exactly once, from the loop, never inside cache_command(); within redis_deadline_ms. reply is NULL unless err is OK. */

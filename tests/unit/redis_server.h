@@ -1,0 +1,99 @@
+/* A real redis-server for a unit test, on a port of the kernel's choice and a socket in a directory of its own. */
+#ifndef TESTS_REDIS_SERVER_H
+#define TESTS_REDIS_SERVER_H
+
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+struct redis_server {
+    pid_t pid;
+    int port;
+    char dir[64];
+    char url[96];
+    char unix_url[128];
+    char password[32]; /* "" none */
+};
+
+static inline void redis_pause_ms(long ms)
+{
+    nanosleep(&(struct timespec){ms / 1000, ms % 1000 * 1000000}, NULL);
+}
+
+static inline int redis_free_port(void)
+{
+    struct sockaddr_in sa = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t n = sizeof sa;
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    if (fd < 0 || bind(fd, (struct sockaddr *)&sa, sizeof sa) || getsockname(fd, (struct sockaddr *)&sa, &n))
+        abort();
+    close(fd);
+    return ntohs(sa.sin_port);
+}
+
+/* Waits until it accepts connections. Call again after redis_stop() for a restart on the same port. */
+static inline void redis_start(struct redis_server *r)
+{
+    struct sockaddr_in sa = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    char port[16], sock[96];
+
+    if (!r->dir[0]) {
+        snprintf(r->dir, sizeof r->dir, "/tmp/pullgate-redis-XXXXXX");
+        if (!mkdtemp(r->dir))
+            abort();
+        r->port = redis_free_port();
+        snprintf(r->url, sizeof r->url, "redis://127.0.0.1:%d/0", r->port);
+        snprintf(r->unix_url, sizeof r->unix_url, "unix://%s/s?db=3", r->dir);
+    }
+    snprintf(port, sizeof port, "%d", r->port);
+    snprintf(sock, sizeof sock, "%s/s", r->dir);
+    r->pid = fork();
+    if (r->pid == 0) {
+        int null = open("/dev/null", O_RDWR);
+        dup2(null, 1);
+        dup2(null, 2);
+        execlp("redis-server", "redis-server", "--port", port, "--bind", "127.0.0.1", "--unixsocket", sock, "--save", "", "--appendonly", "no",
+               "--dir", r->dir, r->password[0] ? "--requirepass" : NULL, r->password, NULL);
+        _exit(127);
+    }
+    sa.sin_port = htons((uint16_t)r->port);
+    for (int i = 0; i < 500; i++) {
+        int fd = socket(AF_INET, SOCK_STREAM, 0);
+        int rc = connect(fd, (struct sockaddr *)&sa, sizeof sa);
+        close(fd);
+        if (rc == 0)
+            return;
+        redis_pause_ms(10);
+    }
+    abort();
+}
+
+static inline void redis_stop(struct redis_server *r)
+{
+    if (r->pid > 0) {
+        kill(r->pid, SIGKILL);
+        waitpid(r->pid, NULL, 0);
+    }
+    r->pid = 0;
+}
+
+static inline void redis_end(struct redis_server *r)
+{
+    char path[128];
+    redis_stop(r);
+    snprintf(path, sizeof path, "%s/s", r->dir);
+    unlink(path);
+    rmdir(r->dir);
+    memset(r, 0, sizeof *r);
+}
+
+#endif
