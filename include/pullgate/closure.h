@@ -46,12 +46,16 @@ struct closure {
     struct node *nodes;
     size_t n;
     size_t cap;
+    uint32_t *slots; /* hash index over nodes, closure.c's own; zero-initialise the whole */
+    size_t n_slots;
 };
 void closure_free(struct closure *c);
-/* Add once; false when it was there already. ERR-free but bounded: at CLOSURE_MAX_NODES it sets c->n to that and the caller
- * must check closure_full(). */
+/* Add once; false when it was there already. ERR-free but bounded: nothing is added once n is CLOSURE_MAX_NODES, and the
+ * caller must check closure_full(): a full closure is refused, it may be cut. */
 bool closure_add(struct closure *c, const struct node *n);
 bool closure_full(const struct closure *c);
+/* The node of that kind and digest, or NULL; borrowed until the next closure_add(). */
+const struct node *closure_find(const struct closure *c, enum node_kind kind, const struct digest *d);
 void closure_print(const struct closure *c, struct strbuf *ret);
 enum err closure_scan(struct str text, struct closure *ret, struct error *reterr) MUST_USE;
 

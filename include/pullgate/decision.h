@@ -67,7 +67,7 @@ struct decision {
     int64_t valid_until_s;             /* the decision cannot change by the clock before this; INT64_MAX = never */
 };
 
-/* Total: ent NULL gives UNKNOWN. Union over licenses: one that allows is enough (the first in order is named); where none
+/* Total: ent NULL gives UNKNOWN, and so does a now that is not positive. Union over licenses: one that allows is enough (the first in order is named); where none
  * does, the reason is of the license that came closest to allowing, in REASON_LIST's reading (see decision.c). */
 void decision_make(const struct entitlement *ent, const struct decision_query *q, struct decision *ret);
 

@@ -30,9 +30,9 @@ uint64_t digest_hash(const struct digest *d);
 /* distribution-spec 1.1 "Pulling manifests": <name> and <reference> as tag. */
 bool oci_name_valid(struct str name);
 bool oci_tag_valid(struct str tag);
-/* Helm's rule: '+' of a version is '_' in its tag. Writes at most n-1 bytes. */
+/* Helm's rule: '+' of a version is '_' in its tag. ret is reset first; false when the result is no tag. */
 bool oci_tag_of_version(struct str tag_template, struct str version, struct strbuf *ret);
-/* The inverse: version of a tag under the template; false when the tag does not fit it. "_" becomes "+" only when the
+/* The inverse: version of a tag under the template; false when the tag does not fit it. ret is reset first. "_" becomes "+" only when the
  * result is then a complete semantic version with build metadata. */
 bool oci_version_of_tag(struct str tag_template, struct str tag, struct strbuf *ret);
 bool oci_tag_template_valid(struct str t); /* contains "{version}" once, the rest tag characters */
@@ -40,7 +40,7 @@ bool oci_tag_template_valid(struct str t); /* contains "{version}" once, the res
 /* "sha256-<hex>" with an optional suffix: cosign's .sig .att .sbom and the referrers fallback tag. */
 struct oci_subject_tag {
     struct digest subject;
-    struct str suffix; /* "", "sig", "att", "sbom" */
+    struct str suffix; /* "", "sig", "att", "sbom"; others are refused, and so are sha512 tags, which hold half a digest */
 };
 bool oci_subject_tag_parse(struct str tag, struct oci_subject_tag *ret);
 
