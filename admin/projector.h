@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 struct config;
+struct db;
 struct keyring;
 struct projector;
 
@@ -19,11 +20,11 @@ struct projector_state {
     uint64_t facts;         /* facts that exist */
     uint64_t rebuilds;      /* since start, the first one included */
     uint64_t repaired;      /* values found missing or altered and written again */
-    uint64_t foreign_epoch; /* a verified root in Redis is newer than the store: the store was restored from a backup. 0: no */
 };
 
-/* Starts the thread. cfg and keys must outlive it. */
-struct projector *projector_start(const struct config *cfg, const struct keyring *keys);
+/* Starts the thread. All must outlive it; projector_stop() before the writer stops. writer is used for one thing: a store that was
+ * restored from an older copy gets epochs beyond what the proxies have already seen. */
+struct projector *projector_start(const struct config *cfg, const struct keyring *keys, struct db *writer);
 void projector_stop(struct projector **p); /* joins; NULL is fine */
 /* Called after each commit that wrote an outbox row; any thread, never blocks. */
 void projector_poke(struct projector *p);
