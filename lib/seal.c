@@ -1,0 +1,630 @@
+/* Cryptography over OpenSSL's EVP: hashes, MACs, AES-256-GCM sealing, Ed25519, randomness, base64, and the key files.
+ * Algorithms are fetched once a process; a digest context a thread is kept, because hashes and MACs run on every request.
+ * It decides nothing about what is signed or sealed, and never logs key material. */
+#include "pullgate/seal.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <openssl/crypto.h>
+#include <openssl/evp.h>
+
+#include "pullgate/log.h"
+#include "pullgate/mem.h"
+
+#define KEY_LEN 32
+#define BLOCK_LEN 64 /* of SHA-256, for HMAC */
+#define NONCE_LEN 12
+#define TAG_LEN 16
+#define SEAL_FORM 1 /* first byte of a sealed text: AES-256-GCM, 96-bit nonce, 128-bit tag */
+#define KID_LEN 16
+#define TOKEN_KEYS_MAX 4
+#define KEY_FILE_MAX 256 /* a key file is 65 bytes; anything much longer is something else */
+
+/* ---- algorithms and the context of a thread ---------------------------------------------------------------------- */
+
+static pthread_once_t algorithms_once = PTHREAD_ONCE_INIT;
+static EVP_MD *md_sha256, *md_sha512;
+static EVP_CIPHER *cipher_gcm;
+static pthread_key_t thread_ctx_key;
+static _Thread_local EVP_MD_CTX *thread_ctx;
+
+static void thread_ctx_free(void *p)
+{
+    EVP_MD_CTX_free(p);
+}
+
+static void algorithms_fetch(void)
+{
+    md_sha256 = EVP_MD_fetch(NULL, "SHA256", NULL);
+    md_sha512 = EVP_MD_fetch(NULL, "SHA512", NULL);
+    cipher_gcm = EVP_CIPHER_fetch(NULL, "AES-256-GCM", NULL);
+    AN(md_sha256 && md_sha512 && cipher_gcm);
+    AN(pthread_key_create(&thread_ctx_key, thread_ctx_free) == 0);
+}
+
+static void algorithms(void)
+{
+    AN(pthread_once(&algorithms_once, algorithms_fetch) == 0);
+}
+
+/* One digest context a thread, never held across a call that could use it again. */
+static EVP_MD_CTX *ctx_of_thread(void)
+{
+    if (__builtin_expect(thread_ctx == NULL, 0)) {
+        algorithms();
+        thread_ctx = EVP_MD_CTX_new();
+        AN(thread_ctx);
+        AN(pthread_setspecific(thread_ctx_key, thread_ctx) == 0);
+    }
+    return thread_ctx;
+}
+
+static void sha256_parts(struct str a, struct str b, uint8_t ret[32])
+{
+    EVP_MD_CTX *ctx = ctx_of_thread();
+    unsigned n = 0;
+    AN(EVP_DigestInit_ex2(ctx, md_sha256, NULL) == 1);
+    if (a.n)
+        AN(EVP_DigestUpdate(ctx, a.p, a.n) == 1);
+    if (b.n)
+        AN(EVP_DigestUpdate(ctx, b.p, b.n) == 1);
+    AN(EVP_DigestFinal_ex(ctx, ret, &n) == 1);
+    AN(n == 32);
+}
+
+void seal_sha256(struct str data, uint8_t ret[32])
+{
+    sha256_parts(data, (struct str){NULL, 0}, ret);
+}
+
+/* HMAC's two padded key blocks (RFC 2104), made once a key: a MAC is then two short hashes and no allocation. */
+struct hmac_key {
+    uint8_t inner[BLOCK_LEN], outer[BLOCK_LEN];
+};
+
+static void hmac_key_make(struct str key, struct hmac_key *ret)
+{
+    uint8_t k[BLOCK_LEN] = {0};
+    if (key.n > BLOCK_LEN)
+        seal_sha256(key, k);
+    else if (key.n)
+        memcpy(k, key.p, key.n);
+    for (size_t i = 0; i < BLOCK_LEN; i++) {
+        ret->inner[i] = k[i] ^ 0x36;
+        ret->outer[i] = k[i] ^ 0x5c;
+    }
+    mem_cleanse(k, sizeof k);
+}
+
+static void hmac_run(const struct hmac_key *k, struct str data, uint8_t ret[SEAL_MAC_LEN])
+{
+    uint8_t inner[32];
+    sha256_parts((struct str){(const char *)k->inner, BLOCK_LEN}, data, inner);
+    sha256_parts((struct str){(const char *)k->outer, BLOCK_LEN}, (struct str){(const char *)inner, sizeof inner}, ret);
+}
+
+void seal_hmac(struct str key, struct str data, uint8_t ret[SEAL_MAC_LEN])
+{
+    struct hmac_key k;
+    hmac_key_make(key, &k);
+    hmac_run(&k, data, ret);
+    mem_cleanse(&k, sizeof k);
+}
+
+bool seal_digest_matches(struct str data, const struct digest *d)
+{
+    if (d->alg != DIGEST_SHA256 && d->alg != DIGEST_SHA512)
+        return false;
+    struct digest got;
+    struct hasher *h = hasher_new((enum digest_alg)d->alg);
+    hasher_update(h, data.p, data.n);
+    hasher_final(h, &got);
+    hasher_free(&h);
+    return got.alg == d->alg && memcmp(got.bytes, d->bytes, d->alg == DIGEST_SHA256 ? 32 : 64) == 0;
+}
+
+void seal_random(void *buf, size_t n)
+{
+    uint8_t *p = buf;
+    while (n) {
+        ssize_t got = getrandom(p, n, 0);
+        if (got < 0 && errno == EINTR)
+            continue;
+        AN(got > 0);
+        p += got;
+        n -= (size_t)got;
+    }
+}
+
+/* ---- streaming digest -------------------------------------------------------------------------------------------- */
+
+struct hasher {
+    EVP_MD_CTX *ctx;
+    enum digest_alg alg;
+};
+
+struct hasher *hasher_new(enum digest_alg alg)
+{
+    algorithms();
+    AN(alg == DIGEST_SHA256 || alg == DIGEST_SHA512);
+    struct hasher *h = NEW(struct hasher);
+    h->alg = alg;
+    h->ctx = EVP_MD_CTX_new();
+    AN(h->ctx);
+    AN(EVP_DigestInit_ex2(h->ctx, alg == DIGEST_SHA256 ? md_sha256 : md_sha512, NULL) == 1);
+    return h;
+}
+
+void hasher_update(struct hasher *h, const void *data, size_t n)
+{
+    if (n)
+        AN(EVP_DigestUpdate(h->ctx, data, n) == 1);
+}
+
+void hasher_final(struct hasher *h, struct digest *ret)
+{
+    unsigned n = 0;
+    memset(ret, 0, sizeof *ret);
+    ret->alg = (uint8_t)h->alg;
+    AN(EVP_DigestFinal_ex(h->ctx, ret->bytes, &n) == 1);
+    AN(n == (h->alg == DIGEST_SHA256 ? 32u : 64u));
+}
+
+void hasher_free(struct hasher **h)
+{
+    if (!*h)
+        return;
+    EVP_MD_CTX_free((*h)->ctx);
+    MEM_FREE(*h);
+}
+
+/* ---- the keys of a deployment ------------------------------------------------------------------------------------ */
+
+struct token_key {
+    char kid[KID_LEN + 1];
+    struct timespec made; /* the file's mtime: the newest signs */
+    EVP_PKEY *pkey;
+};
+
+struct keyring {
+    struct hmac_key hmac[4]; /* by enum keyring_key */
+    uint8_t seal[KEY_LEN];
+    struct token_key token[TOKEN_KEYS_MAX]; /* newest first */
+    size_t n_token;
+};
+
+static const char *const KEY_FILES[] = {
+    [KEYRING_MAC] = "mac.key", [KEYRING_PEPPER] = "pepper.key", [KEYRING_SEAL] = "seal.key", [KEYRING_AUDIT] = "audit.key"};
+#define N_KEY_FILES (sizeof KEY_FILES / sizeof *KEY_FILES)
+
+/* Read one key file: 64 hex digits and perhaps a newline. ERR_NOT_FOUND when there is none. */
+static enum err key_read(int dir, const char *path, const char *name, uint8_t ret[KEY_LEN], struct timespec *ret_mtime,
+                         struct error *reterr)
+{
+    int fd = openat(dir, name, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0 && errno == ENOENT)
+        return error_set(reterr, ERR_NOT_FOUND, "key file %s/%s does not exist", path, name);
+    if (fd < 0)
+        return error_set(reterr, ERR_UNAVAILABLE, "key file %s/%s: %s", path, name, strerror(errno));
+
+    char text[KEY_FILE_MAX];
+    enum err err = ERR_OK;
+    struct stat st;
+    ssize_t n = 0;
+    if (fstat(fd, &st) != 0)
+        err = error_set(reterr, ERR_UNAVAILABLE, "key file %s/%s: %s", path, name, strerror(errno));
+    else if (!S_ISREG(st.st_mode))
+        err = error_set(reterr, ERR_UNAVAILABLE, "key file %s/%s is no regular file", path, name);
+    else if (st.st_mode & 077)
+        err = error_set(reterr, ERR_UNAVAILABLE, "key file %s/%s has mode %04o, others may reach it: chmod 600 it", path, name,
+                        (unsigned)(st.st_mode & 07777));
+    else if (st.st_uid != geteuid() && st.st_uid != 0 && geteuid() != 0)
+        err = error_set(reterr, ERR_UNAVAILABLE, "key file %s/%s belongs to uid %u, neither to uid %u nor to root", path, name,
+                        (unsigned)st.st_uid, (unsigned)geteuid());
+    else if ((n = read(fd, text, sizeof text)) < 0)
+        err = error_set(reterr, ERR_UNAVAILABLE, "key file %s/%s: %s", path, name, strerror(errno));
+    close(fd);
+    if (!err) {
+        struct str hex = {text, (size_t)n};
+        if (hex.n == 2 * KEY_LEN + 1 && hex.p[hex.n - 1] == '\n')
+            hex.n--;
+        if (hex.n != 2 * KEY_LEN || !hex_decode(hex, ret, KEY_LEN))
+            err = error_set(reterr, ERR_UNAVAILABLE, "key file %s/%s is not %d hex digits", path, name, 2 * KEY_LEN);
+        else if (ret_mtime)
+            *ret_mtime = st.st_mtim;
+    }
+    mem_cleanse(text, sizeof text);
+    return err;
+}
+
+static bool write_all(int fd, const char *p, size_t n)
+{
+    while (n) {
+        ssize_t w = write(fd, p, n);
+        if (w < 0 && errno == EINTR)
+            continue;
+        if (w <= 0)
+            return false;
+        p += w;
+        n -= (size_t)w;
+    }
+    return true;
+}
+
+/* Whole or not at all, and never over a key that is there: a temporary file, fsync, link to the name, fsync of the directory. */
+static enum err key_write(int dir, const char *path, const char *name, const uint8_t key[KEY_LEN], struct error *reterr)
+{
+    char tmp[64];
+    uint64_t r;
+    seal_random(&r, sizeof r);
+    snprintf(tmp, sizeof tmp, ".%016llx.tmp", (unsigned long long)r);
+    int fd = openat(dir, tmp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (fd < 0)
+        return error_set(reterr, ERR_UNAVAILABLE, "cannot make %s/%s: %s", path, name, strerror(errno));
+    struct strbuf hex = {0};
+    sb_reserve(&hex, 2 * KEY_LEN + 2);
+    sb_add_hex(&hex, key, KEY_LEN);
+    sb_add_char(&hex, '\n');
+    bool ok = fchmod(fd, 0600) == 0 && write_all(fd, hex.p, hex.n) && fsync(fd) == 0;
+    ok = close(fd) == 0 && ok;
+    ok = ok && linkat(dir, tmp, dir, name, 0) == 0;
+    int e = errno;
+    unlinkat(dir, tmp, 0);
+    mem_cleanse(hex.p, hex.n);
+    sb_free(&hex);
+    if (!ok)
+        return error_set(reterr, ERR_UNAVAILABLE, "cannot write %s/%s: %s", path, name, strerror(e));
+    if (fsync(dir) != 0)
+        return error_set(reterr, ERR_UNAVAILABLE, "cannot sync %s: %s", path, strerror(errno));
+    return ERR_OK;
+}
+
+static EVP_PKEY *ed25519_of_seed(const uint8_t seed[KEY_LEN], char ret_kid[KID_LEN + 1])
+{
+    EVP_PKEY *pkey = EVP_PKEY_new_raw_private_key_ex(NULL, "ED25519", NULL, seed, KEY_LEN);
+    uint8_t pub[KEY_LEN], hash[32];
+    size_t n = sizeof pub;
+    AN(pkey && EVP_PKEY_get_raw_public_key(pkey, pub, &n) == 1 && n == KEY_LEN);
+    seal_sha256((struct str){(const char *)pub, n}, hash);
+    static const char digits[] = "0123456789abcdef";
+    for (size_t i = 0; i < KID_LEN; i++)
+        ret_kid[i] = digits[i % 2 ? hash[i / 2] & 15 : hash[i / 2] >> 4];
+    ret_kid[KID_LEN] = 0;
+    return pkey;
+}
+
+static bool token_key_newer(const struct token_key *a, const struct token_key *b)
+{
+    if (a->made.tv_sec != b->made.tv_sec)
+        return a->made.tv_sec > b->made.tv_sec;
+    if (a->made.tv_nsec != b->made.tv_nsec)
+        return a->made.tv_nsec > b->made.tv_nsec;
+    return strcmp(a->kid, b->kid) > 0;
+}
+
+/* Keeps the newest TOKEN_KEYS_MAX, in order. */
+static void token_key_insert(struct keyring *k, struct token_key *take)
+{
+    size_t at = 0;
+    while (at < k->n_token && token_key_newer(&k->token[at], take))
+        at++;
+    if (at == TOKEN_KEYS_MAX) {
+        EVP_PKEY_free(take->pkey);
+        return;
+    }
+    if (k->n_token == TOKEN_KEYS_MAX)
+        EVP_PKEY_free(k->token[--k->n_token].pkey);
+    memmove(&k->token[at + 1], &k->token[at], (k->n_token - at) * sizeof *k->token);
+    k->token[at] = *take;
+    k->n_token++;
+}
+
+static enum err token_keys_read(int dir, const char *path, struct keyring *k, struct error *reterr)
+{
+    int fd = openat(dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *d = fd < 0 ? NULL : fdopendir(fd);
+    if (!d) {
+        if (fd >= 0)
+            close(fd);
+        return error_set(reterr, ERR_UNAVAILABLE, "cannot list %s: %s", path, strerror(errno));
+    }
+    enum err err = ERR_OK;
+    for (struct dirent *e; !err && (e = readdir(d));) {
+        struct str name = str_c(e->d_name);
+        if (!str_starts(name, S("token-")) || !str_ends(name, S(".key")))
+            continue;
+        uint8_t seed[KEY_LEN];
+        struct token_key t = {0};
+        err = key_read(dir, path, e->d_name, seed, &t.made, reterr);
+        if (err)
+            break;
+        t.pkey = ed25519_of_seed(seed, t.kid);
+        mem_cleanse(seed, sizeof seed);
+        if (!str_eq_c(str_sub(name, 6, name.n - 10), t.kid)) {
+            EVP_PKEY_free(t.pkey);
+            err = error_set(reterr, ERR_UNAVAILABLE, "key file %s/%s holds the key %s: it was renamed or damaged", path, e->d_name, t.kid);
+            break;
+        }
+        token_key_insert(k, &t);
+    }
+    closedir(d);
+    return err;
+}
+
+static enum err token_key_create(int dir, const char *path, struct keyring *k, struct error *reterr)
+{
+    uint8_t seed[KEY_LEN];
+    char kid[KID_LEN + 1], name[64];
+    seal_random(seed, sizeof seed);
+    EVP_PKEY_free(ed25519_of_seed(seed, kid));
+    snprintf(name, sizeof name, "token-%s.key", kid);
+    enum err err = key_write(dir, path, name, seed, reterr);
+    mem_cleanse(seed, sizeof seed);
+    return err ? err : token_keys_read(dir, path, k, reterr);
+}
+
+static enum err keyring_fill(int dir, const char *path, bool create, struct keyring *k, struct error *reterr)
+{
+    for (size_t i = 0; i < N_KEY_FILES; i++) {
+        uint8_t key[KEY_LEN];
+        enum err err = key_read(dir, path, KEY_FILES[i], key, NULL, reterr);
+        if (err == ERR_NOT_FOUND && create) {
+            seal_random(key, sizeof key);
+            err = key_write(dir, path, KEY_FILES[i], key, reterr);
+        }
+        if (err)
+            return err == ERR_NOT_FOUND ? ERR_UNAVAILABLE : err;
+        hmac_key_make((struct str){(const char *)key, KEY_LEN}, &k->hmac[i]);
+        if (i == KEYRING_SEAL)
+            memcpy(k->seal, key, KEY_LEN);
+        mem_cleanse(key, sizeof key);
+    }
+    enum err err = token_keys_read(dir, path, k, reterr);
+    if (!err && !k->n_token)
+        err = create ? token_key_create(dir, path, k, reterr)
+                     : error_set(reterr, ERR_UNAVAILABLE, "no token-<kid>.key in %s: the admin daemon makes the keys at its first start", path);
+    return err;
+}
+
+enum err keyring_open(const char *path, bool create, struct keyring **ret, struct error *reterr)
+{
+    algorithms();
+    if (!path || !*path)
+        return error_set_field(reterr, ERR_INVALID, "keys.path", "keys.path is empty");
+    if (create && mkdir(path, 0700) != 0 && errno != EEXIST)
+        return error_set_field(reterr, ERR_UNAVAILABLE, "keys.path", "cannot make the key directory %s: %s", path, strerror(errno));
+    int dir = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (dir < 0)
+        return error_set_field(reterr, ERR_UNAVAILABLE, "keys.path", "cannot open the key directory %s: %s", path, strerror(errno));
+
+    struct keyring *k = NEW(struct keyring);
+    struct stat st;
+    enum err err = ERR_OK;
+    if (fstat(dir, &st) != 0)
+        err = error_set_field(reterr, ERR_UNAVAILABLE, "keys.path", "%s: %s", path, strerror(errno));
+    else if (st.st_mode & 022)
+        err = error_set_field(reterr, ERR_UNAVAILABLE, "keys.path", "the key directory %s has mode %04o, others may write it: chmod 700 it", path,
+                              (unsigned)(st.st_mode & 07777));
+    /* Two programs that start at once must not each make a key: the second waits and finds the first one's. */
+    else if (create && flock(dir, LOCK_EX) != 0)
+        err = error_set_field(reterr, ERR_UNAVAILABLE, "keys.path", "cannot lock %s: %s", path, strerror(errno));
+    else
+        err = keyring_fill(dir, path, create, k, reterr);
+    close(dir); /* and the lock with it */
+    if (err) {
+        keyring_free(k);
+        return err;
+    }
+    *ret = k;
+    return ERR_OK;
+}
+
+void keyring_free(struct keyring *k)
+{
+    if (!k)
+        return;
+    for (size_t i = 0; i < k->n_token; i++)
+        EVP_PKEY_free(k->token[i].pkey);
+    mem_free_secret(k, sizeof *k);
+}
+
+void keyring_hmac(const struct keyring *k, enum keyring_key which, struct str data, uint8_t ret[SEAL_MAC_LEN])
+{
+    AN((size_t)which < N_KEY_FILES);
+    hmac_run(&k->hmac[which], data, ret);
+}
+
+/* ---- sealing: form byte, nonce, ciphertext, tag; as base64url ------------------------------------------------------ */
+
+enum err keyring_seal(const struct keyring *k, struct str aad, struct str plain, struct strbuf *ret, struct error *reterr)
+{
+    if (!plain.n)
+        return error_set(reterr, ERR_INVALID, "an empty secret cannot be sealed");
+    if (plain.n > (1u << 20) || aad.n > (1u << 20))
+        return error_set(reterr, ERR_TOO_LARGE, "a secret of %zu bytes is too long", plain.n);
+    algorithms();
+    size_t n = 1 + NONCE_LEN + plain.n + TAG_LEN;
+    uint8_t *out = mem_alloc(n);
+    int len = 0, ciphered = 0;
+    out[0] = SEAL_FORM;
+    seal_random(out + 1, NONCE_LEN);
+    EVP_CIPHER_CTX *ctx = EVP_CIPHER_CTX_new();
+    AN(ctx);
+    bool ok = EVP_EncryptInit_ex2(ctx, cipher_gcm, k->seal, out + 1, NULL) == 1 &&
+              EVP_EncryptUpdate(ctx, NULL, &len, out, 1) == 1 && /* the form byte is bound too */
+              (!aad.n || EVP_EncryptUpdate(ctx, NULL, &len, (const uint8_t *)aad.p, (int)aad.n) == 1) &&
+              EVP_EncryptUpdate(ctx, out + 1 + NONCE_LEN, &ciphered, (const uint8_t *)plain.p, (int)plain.n) == 1 &&
+              EVP_EncryptFinal_ex(ctx, out + 1 + NONCE_LEN + ciphered, &len) == 1 && (size_t)(ciphered + len) == plain.n &&
+              EVP_CIPHER_CTX_ctrl(ctx, EVP_CTRL_AEAD_GET_TAG, TAG_LEN, out + n - TAG_LEN) == 1;
+    EVP_CIPHER_CTX_free(ctx);
+    AN(ok);
+    base64url_encode((struct str){(const char *)out, n}, ret);
+    mem_free(out);
+    return ERR_OK;
+}
+
+enum err keyring_unseal(const struct keyring *k, struct str aad, struct str sealed, char **ret, size_t *ret_n)
+{
+    algorithms();
+    struct strbuf raw = {0};
+    bool ok = sealed.n <= (2u << 20) && aad.n <= (1u << 20) && base64url_decode(sealed, &raw) && raw.n > 1 + NONCE_LEN + TAG_LEN &&
+              raw.p[0] == SEAL_FORM;
+    if (!ok) {
+        sb_free(&raw);
+        return ERR_INVALID;
+    }
+    const uint8_t *in = (const uint8_t *)raw.p;
+    size_t n = raw.n - 1 - NONCE_LEN - TAG_LEN;
+    uint8_t tag[TAG_LEN];
+    memcpy(tag, in + raw.n - TAG_LEN, TAG_LEN);
+    char *plain = mem_alloc(n + 1);
+    int len = 0, deciphered = 0;
+    EVP_CIPHER_CTX *ctx = EVP_CIPHER_CTX_new();
+    AN(ctx);
+    ok = EVP_DecryptInit_ex2(ctx, cipher_gcm, k->seal, in + 1, NULL) == 1 && EVP_DecryptUpdate(ctx, NULL, &len, in, 1) == 1 &&
+         (!aad.n || EVP_DecryptUpdate(ctx, NULL, &len, (const uint8_t *)aad.p, (int)aad.n) == 1) &&
+         EVP_DecryptUpdate(ctx, (uint8_t *)plain, &deciphered, in + 1 + NONCE_LEN, (int)n) == 1 &&
+         EVP_CIPHER_CTX_ctrl(ctx, EVP_CTRL_AEAD_SET_TAG, TAG_LEN, tag) == 1 &&
+         EVP_DecryptFinal_ex(ctx, (uint8_t *)plain + deciphered, &len) == 1 && (size_t)(deciphered + len) == n;
+    EVP_CIPHER_CTX_free(ctx);
+    sb_free(&raw);
+    if (!ok) {
+        mem_free_secret(plain, n + 1);
+        return ERR_INVALID;
+    }
+    plain[n] = 0;
+    *ret = plain;
+    *ret_n = n;
+    return ERR_OK;
+}
+
+/* ---- token signatures -------------------------------------------------------------------------------------------- */
+
+const char *keyring_token_kid(const struct keyring *k)
+{
+    return k->token[0].kid;
+}
+
+void keyring_token_sign(const struct keyring *k, struct str data, uint8_t ret_sig[64])
+{
+    EVP_MD_CTX *ctx = EVP_MD_CTX_new();
+    size_t n = 64;
+    AN(ctx);
+    AN(EVP_DigestSignInit_ex(ctx, NULL, NULL, NULL, NULL, k->token[0].pkey, NULL) == 1);
+    AN(EVP_DigestSign(ctx, ret_sig, &n, (const uint8_t *)data.p, data.n) == 1);
+    AN(n == 64);
+    EVP_MD_CTX_free(ctx);
+}
+
+bool keyring_token_verify(const struct keyring *k, struct str kid, struct str data, const uint8_t sig[64])
+{
+    for (size_t i = 0; i < k->n_token; i++) {
+        if (!str_eq_c(kid, k->token[i].kid))
+            continue;
+        EVP_MD_CTX *ctx = EVP_MD_CTX_new();
+        AN(ctx);
+        bool ok = EVP_DigestVerifyInit_ex(ctx, NULL, NULL, NULL, NULL, k->token[i].pkey, NULL) == 1 &&
+                  EVP_DigestVerify(ctx, sig, 64, (const uint8_t *)data.p, data.n) == 1;
+        EVP_MD_CTX_free(ctx);
+        return ok;
+    }
+    return false;
+}
+
+/* ---- base64 ------------------------------------------------------------------------------------------------------ */
+
+static const char B64_STD[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+static const char B64_URL[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+
+static void b64_encode(struct str in, const char *alphabet, bool pad, struct strbuf *ret)
+{
+    const uint8_t *p = (const uint8_t *)in.p;
+    size_t n = in.n;
+    sb_reserve(ret, n / 3 * 4 + 5);
+    for (; n >= 3; p += 3, n -= 3) {
+        uint32_t v = (uint32_t)p[0] << 16 | (uint32_t)p[1] << 8 | p[2];
+        char out[4] = {alphabet[v >> 18], alphabet[v >> 12 & 63], alphabet[v >> 6 & 63], alphabet[v & 63]};
+        sb_add(ret, (struct str){out, 4});
+    }
+    if (n) {
+        uint32_t v = (uint32_t)p[0] << 16 | (n == 2 ? (uint32_t)p[1] << 8 : 0);
+        char out[4] = {alphabet[v >> 18], alphabet[v >> 12 & 63], n == 2 ? alphabet[v >> 6 & 63] : '=', '='};
+        sb_add(ret, (struct str){out, pad ? 4 : n + 1});
+    }
+}
+
+static int b64_value(char c, const char *alphabet)
+{
+    if (c >= 'A' && c <= 'Z')
+        return c - 'A';
+    if (c >= 'a' && c <= 'z')
+        return c - 'a' + 26;
+    if (c >= '0' && c <= '9')
+        return c - '0' + 52;
+    return c == alphabet[62] ? 62 : c == alphabet[63] ? 63 : -1;
+}
+
+/* Canonical only: unused bits of the last character are zero, so that no two texts mean the same bytes. */
+static bool b64_decode(struct str in, const char *alphabet, struct strbuf *ret)
+{
+    if (in.n % 4 == 1)
+        return false;
+    size_t start = ret->n;
+    sb_reserve(ret, in.n / 4 * 3 + 4);
+    uint32_t v = 0;
+    unsigned bits = 0;
+    for (size_t i = 0; i < in.n; i++) {
+        int d = b64_value(in.p[i], alphabet);
+        if (d < 0)
+            goto fail;
+        v = v << 6 | (uint32_t)d;
+        bits += 6;
+        if (bits >= 8) {
+            bits -= 8;
+            sb_add_char(ret, (char)(uint8_t)(v >> bits));
+            v &= (1u << bits) - 1;
+        }
+    }
+    if (v != 0)
+        goto fail;
+    return true;
+fail:
+    ret->n = start;
+    if (ret->p)
+        ret->p[start] = 0;
+    return false;
+}
+
+/* The four append to ret; a failed decoding leaves it as it was. */
+void base64_encode(struct str in, struct strbuf *ret)
+{
+    b64_encode(in, B64_STD, true, ret);
+}
+
+bool base64_decode(struct str in, struct strbuf *ret)
+{
+    if (in.n % 4)
+        return false;
+    for (int i = 0; i < 2 && in.n && in.p[in.n - 1] == '='; i++)
+        in.n--;
+    return b64_decode(in, B64_STD, ret);
+}
+
+void base64url_encode(struct str in, struct strbuf *ret)
+{
+    b64_encode(in, B64_URL, false, ret);
+}
+
+bool base64url_decode(struct str in, struct strbuf *ret)
+{
+    return b64_decode(in, B64_URL, ret);
+}
