@@ -1,0 +1,105 @@
+#!/usr/bin/env bash
+# Installs what the tests need, builds the release and the sanitizer build, and runs every test against both.
+#   tests/run.sh            everything
+#   tests/run.sh --quick    the release build only, without the sanitizer pass
+# Closes with "N passed, N failed" over everything that ran; exits non-zero when anything failed.
+set -u
+cd "$(dirname "$0")/.."
+root=$PWD
+quick=0
+[ "${1:-}" = --quick ] && quick=1
+. conf/install-packages.sh
+
+passed=0
+failed=0
+skipped=0
+failures=()
+
+count() { # name status: one test of its own
+    if [ "$2" -eq 0 ]; then
+        passed=$((passed + 1))
+    else
+        failed=$((failed + 1))
+        failures+=("$1")
+    fi
+}
+
+step() { printf '\n== %s (%s s)\n' "$*" "$SECONDS"; }
+
+build() { # preset
+    step "build: $1"
+    cmake --preset "$1" >"/tmp/pullgate-cmake.$$" 2>&1 && cmake --build --preset "$1" -- -k 0 >>"/tmp/pullgate-cmake.$$" 2>&1
+    local rc=$?
+    [ $rc -eq 0 ] || tail -60 "/tmp/pullgate-cmake.$$"
+    rm -f "/tmp/pullgate-cmake.$$"
+    count "build $1" $rc
+    return $rc
+}
+
+unit() { # build directory
+    step "unit tests: $1"
+    local t out
+    for t in "$1"/tests/test_*; do
+        [ -x "$t" ] || continue
+        if out=$(timeout 300 "$t" 2>&1); then
+            n=$(grep -c '^\[       OK \]' <<<"$out")
+            passed=$((passed + n))
+            printf '%-40s %s passed\n' "$(basename "$t")" "$n"
+        else
+            ok=$(grep -c '^\[       OK \]' <<<"$out")
+            bad=$(grep -c '^\[  FAILED  \] test\|^\[  FAILED  \] [a-z_]*$' <<<"$out")
+            [ "$bad" -gt 0 ] || bad=1
+            passed=$((passed + ok))
+            failed=$((failed + bad))
+            failures+=("$t")
+            tail -40 <<<"$out"
+        fi
+    done
+}
+
+integration() { # build directory, pytest arguments
+    step "integration tests: $1"
+    local dir=$1 log rc
+    shift
+    log=$(mktemp)
+    PULLGATE_BIN="$root/$dir/bin" PULLGATE_TESTS_BIN="$root/$dir/tests" timeout 1500 \
+        /usr/bin/python3 -m pytest -p no:cacheprovider -q -rfEs --durations=8 tests/integration "$@" 2>&1 | tee "$log"
+    rc=${PIPESTATUS[0]}
+    local line
+    line=$(grep -E '^(=+ )?[0-9]+ (passed|failed|skipped|error)' "$log" | tail -1)
+    p=$(grep -oE '[0-9]+ passed' <<<"$line" | cut -d' ' -f1)
+    f=$(grep -oE '[0-9]+ failed' <<<"$line" | cut -d' ' -f1)
+    e=$(grep -oE '[0-9]+ error' <<<"$line" | cut -d' ' -f1)
+    s=$(grep -oE '[0-9]+ skipped' <<<"$line" | cut -d' ' -f1)
+    passed=$((passed + ${p:-0}))
+    failed=$((failed + ${f:-0} + ${e:-0}))
+    skipped=$((skipped + ${s:-0}))
+    if [ "$rc" -ne 0 ] && [ "${f:-0}" = 0 ] && [ "${e:-0}" = 0 ]; then
+        failed=$((failed + 1))
+        failures+=("pytest in $dir ended with $rc")
+    fi
+    rm -f "$log"
+}
+
+step "checks of the tree"
+tests/check-tree.sh
+count "tree" $?
+
+if build release; then
+    unit build
+    integration build
+fi
+if [ $quick -eq 0 ] && build dev; then
+    export ASAN_OPTIONS=abort_on_error=1:detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
+    unit build/dev
+    integration build/dev -m "not once"
+fi
+
+step "done"
+for f in "${failures[@]:-}"; do [ -n "$f" ] && echo "failed: $f"; done
+if [ $skipped -gt 0 ]; then
+    echo "$passed passed, $failed failed, $skipped skipped"
+else
+    echo "$passed passed, $failed failed"
+fi
+[ $failed -eq 0 ]
