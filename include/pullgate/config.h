@@ -11,6 +11,7 @@
 #include "pullgate/str.h"
 
 #define CONFIG_MAX_LISTEN 16
+#define CONFIG_DEFAULT_PATH "/etc/pullgate/pullgate.yaml"
 
 struct config_listen {
     char *list[CONFIG_MAX_LISTEN]; /* "127.0.0.1:5080" "[::1]:5080" "*:5080" ":5080" "unix:/path"; port 0: kernel's choice */
@@ -23,8 +24,10 @@ struct config_tls { /* both empty: plain HTTP */
     char *min_version; /* "1.2" | "1.3" */
 };
 
+/* A member's key in the file is its path here, `limits.head_deadline` for limits.head_deadline_ms and `limits.manifest_size` for
+ * limits.manifest_bytes: units are part of the value there ("10s", "4MiB"), not of the name. */
 struct config {
-    unsigned refs;
+    unsigned refs; /* atomic: workers share it */
     char *path; /* file it came from */
     struct {
         struct config_listen listen; /* default 127.0.0.1:5080 */
@@ -121,8 +124,10 @@ struct config {
 };
 
 /* Defaults, then the file, then PULLGATE_SECTION_KEY from the environment (nested keys joined by _), then …_file secrets.
- * path NULL: /etc/pullgate/pullgate.yaml. Unknown keys and bad values name file, line and key in reterr->text. */
+ * path NULL: CONFIG_DEFAULT_PATH, which need not exist; a path that is given must. Unknown keys and bad values name file, line and key in reterr->text. */
 enum err config_load(const char *path, struct config **ret, struct error *reterr) MUST_USE;
+/* Names of the keys that differ between a and b and that SIGHUP does not change, ", " between them; empty: none. */
+void config_needs_restart(const struct config *a, const struct config *b, struct strbuf *ret);
 struct config *config_ref(struct config *c);
 void config_unref(struct config **c);
 /* The effective configuration as YAML, secrets as "***". */
