@@ -16,7 +16,9 @@ struct fetch_pool;
 struct fetch_limits {
     uint64_t connections;
     uint64_t connect_ms, first_byte_ms, stall_ms, total_ms; /* 0: no bound */
-    size_t head_bytes, head_fields;                         /* 32 KiB, 64 */
+    size_t head_bytes, head_fields;                         /* 32 KiB, 64; 0: these */
+    /* first_byte_ms runs from the end of connect_ms until the head is whole. stall_ms: a body that brings less than 1 KiB a
+     * second over it is given up, unless it was paused meanwhile. */
 };
 struct fetch_pool *fetch_pool_new(struct loop *l, const struct fetch_limits *lim);
 void fetch_pool_free(struct fetch_pool **p); /* cancels what runs */
@@ -34,6 +36,7 @@ struct fetch_request {
     const char *username, *password; /* Basic when not NULL; never logged */
     struct str body;                 /* POST */
     const char *ca_pem;              /* additional trust: PEM text; "" or NULL: system roots */
+    bool ca_only;                    /* with ca_pem: trust nothing else */
     struct fetch_policy policy;
     size_t max_body; /* more is ERR_TOO_LARGE; 0: no bound */
 };
@@ -60,7 +63,7 @@ struct fetch_handlers {
     void (*on_done)(void *ctx, enum err err, const char *text, bool got_bytes);
 };
 struct fetch *fetch_start(struct fetch_pool *p, const struct fetch_request *r, const struct fetch_handlers *h, void *ctx);
-void fetch_resume(struct fetch *f);
+void fetch_resume(struct fetch *f); /* the bytes come in a later round of the loop, never inside */
 void fetch_cancel(struct fetch **f); /* no callback after this; safe inside callbacks */
 
 struct fetch_reply { /* blocking form; fetch_reply_free() */
@@ -80,5 +83,8 @@ struct fetch_url {
 enum err fetch_url_parse(const char *url, struct fetch_url *ret, struct error *reterr) MUST_USE; /* http/https only, no userinfo */
 enum err fetch_url_join(const char *base, const char *reference, char **ret) MUST_USE;
 void fetch_url_free(struct fetch_url *u);
+
+/* The address policy on one numeric address ("10.0.0.1", "::1"): true where it may be connected to without allow_private. */
+bool fetch_address_public(const char *numeric);
 
 #endif
