@@ -10,6 +10,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from stack import BIN, Stack, basic  # noqa: E402
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "once: not repeated against the sanitizer build")
+
+
 def pytest_collection_modifyitems(items):
     assert (BIN / "pullgate-proxy").exists(), f"no build at {BIN}: run tests/run.sh, or set PULLGATE_BIN"
 

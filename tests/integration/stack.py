@@ -341,6 +341,8 @@ class Stack:
         body = {"name": name, "url": self.upstream.url}
         if getattr(self.upstream, "auth", None):
             body["username"], body["password"] = self.upstream.auth
+        if getattr(self.upstream, "realm", None):
+            body["realm"] = self.upstream.realm
         body.update(kw)
         return self.api.post("/upstreams", body)
 
