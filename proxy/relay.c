@@ -93,6 +93,11 @@ static void relay_pump(struct relay *r);
 
 /* ---- the end ------------------------------------------------------------------------------------------------------------ */
 
+static int answer_status(const struct relay *r)
+{
+    return r->is_part ? 206 : 200;
+}
+
 /* Everything that runs for it stops. */
 static void relay_release(struct relay *r)
 {
@@ -150,6 +155,7 @@ static void relay_end(struct relay *r, enum relay_end end, enum err err, const c
     r->result.detail = r->detail;
     r->result.size = r->has_size ? r->size : r->size_hint;
     r->result.head_sent = r->head_sent;
+    r->result.status = r->head_sent ? answer_status(r) : 0;
     r->result.location = r->location;
     if (r->in_drain) {
         r->is_deferred = true;
@@ -192,11 +198,6 @@ static void answer_fields(const struct relay *r, struct strbuf *ret)
         sb_addf(ret, "Content-Range: bytes %llu-%llu/%llu\r\n", (unsigned long long)r->position, (unsigned long long)(r->end - 1),
                 (unsigned long long)r->size);
     sb_addc(ret, r->fields);
-}
-
-static int answer_status(const struct relay *r)
-{
-    return r->is_part ? 206 : 200;
 }
 
 static struct str answer_reason(const struct relay *r)
