@@ -976,6 +976,21 @@ void cache_subscribe(struct cache *c, const char *channel, void (*on_message)(vo
     }
 }
 
+static void message_ignored(void *ctx, struct str message)
+{
+    (void)ctx, (void)message;
+}
+
+void cache_unsubscribe(struct cache *c, const void *ctx)
+{
+    for (size_t i = 0; i < c->n_subs; i++)
+        if (c->subs[i].ctx == ctx) {
+            c->subs[i].on_message = message_ignored;
+            c->subs[i].on_up = NULL;
+            c->subs[i].ctx = NULL;
+        }
+}
+
 /* ---- blocking ------------------------------------------------------------------------------------ */
 
 struct cache_sync {
@@ -1104,6 +1119,8 @@ static enum err sync_connect(struct cache_sync *c, uint64_t deadline, struct err
     size_t n = 0;
     enum err e;
 
+    if (c->rc && poll(&(struct pollfd){.fd = c->rc->fd, .events = POLLIN}, 1, 0) > 0)
+        sync_close(c); /* nothing was asked: it was closed meanwhile. A command is never sent twice, so this is looked at before */
     if (c->rc)
         return ERR_OK;
     if (c->target_err) {

@@ -49,11 +49,11 @@ struct fact *fact_ref(struct fact *f);
 void fact_unref(struct fact **f);
 
 struct facts *facts_new(struct worker *w);
-void facts_free(struct facts **f);
+void facts_free(struct facts **f); /* before the worker's cache; waiters are dropped without a callback */
 
 /* Look up in memory. ERR_OK: *ret is set (borrowed until the next loop round; fact_ref() to keep), or NULL: known to be
  * absent. ERR_UNAVAILABLE: not known now; call facts_get(). *ret_degraded (may be NULL): the answer is older than max_staleness and
- * only stands by grace_when_cache_is_down; then only what it allows may be used. */
+ * only stands by grace_when_cache_is_down; then only what it allows may be used (an absence allows nothing: it is unavailable then). */
 enum err facts_peek(struct facts *f, enum fact_kind kind, struct str id, struct fact **ret, bool *ret_degraded);
 
 /* The same, asking Redis when needed. cb exactly once, never inside the call; err OK or UNAVAILABLE (after hold_on_unknown it stops

@@ -35,6 +35,7 @@ struct cache_op *cache_command(struct cache *c, const struct str *argv, size_t a
 void cache_cancel(struct cache_op **op); /* cb is never called after */
 /* on_message for every message; on_up(ctx, up) when the subscription is (re)established or lost. */
 void cache_subscribe(struct cache *c, const char *channel, void (*on_message)(void *ctx, struct str message), void (*on_up)(void *ctx, bool up), void *ctx);
+void cache_unsubscribe(struct cache *c, const void *ctx); /* no callback with this ctx after; the channel stays subscribed */
 
 /* Blocking, for one thread: connects on demand, every call bounded by deadline_ms. */
 struct cache_sync;

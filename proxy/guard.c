@@ -1,0 +1,337 @@
+/* Token buckets and counts in bounded tables, split into shards with a lock each. Sign-in tables are set-associative and never
+ * allocate after the start; where a set is full the entry that was silent longest goes, so an attacker with many addresses can
+ * make us forget, never make us grow or refuse somebody else. */
+#include "guard.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <string.h>
+
+#include "pullgate/clock.h"
+#include "pullgate/mem.h"
+#include "pullgate/seal.h"
+
+#define SHARDS 64u
+#define WAYS 8u
+#define BUCKET_SETS 64u   /* a shard: 512 buckets, 32,768 addresses and user names in all */
+#define SEEN_SETS 256u    /* a shard: 2,048, 131,072 wrong secrets in all */
+#define CHAINS 256u       /* a shard */
+#define CUSTOMERS_MAX 1024u /* a shard: 65,536 customers at once; beyond that idle ones go first */
+static const uint64_t WINDOW_MS = 60000;
+static const unsigned REPEATS_MAX = 600; /* of one wrong secret from one address in a window, before it counts as abuse by itself */
+static const size_t USER_MAX = 256;      /* bytes of a presented user name that are told apart */
+
+struct bucket {
+    struct str_mark mark; /* zero: free */
+    uint64_t at_ms;
+    uint64_t milli; /* tokens, in thousandths, at at_ms */
+};
+
+struct seen { /* a wrong secret, from an address or for a user name */
+    struct str_mark mark;
+    uint64_t first_ms;
+    unsigned n;
+};
+
+struct customer {
+    struct customer *next;
+    uint64_t hash;
+    uint64_t inflight;
+    uint64_t at_ms;
+    uint64_t milli;
+    size_t id_n;
+    char id[];
+};
+
+struct shard {
+    pthread_mutex_t lock;
+    struct bucket buckets[BUCKET_SETS][WAYS];
+    struct seen seen[SEEN_SETS][WAYS];
+    struct customer *customers[CHAINS];
+    size_t n_customers;
+} __attribute__((aligned(64)));
+
+struct guard {
+    atomic_uint_fast64_t per_address, per_user;   /* a minute; 0: off */
+    atomic_uint_fast64_t inflight, per_second;    /* 0: off */
+    atomic_uint_fast64_t auth_failures, refused_address, refused_user, customer_refused;
+    struct shard shards[SHARDS];
+};
+
+void guard_configure(struct guard *g, const struct config *cfg)
+{
+    atomic_store(&g->per_address, cfg->limits.auth_failures_per_minute);
+    atomic_store(&g->per_user, cfg->limits.auth_failures_per_credential);
+    atomic_store(&g->inflight, cfg->limits.inflight_per_customer);
+    atomic_store(&g->per_second, cfg->limits.requests_per_customer);
+}
+
+struct guard *guard_new(const struct config *cfg)
+{
+    struct guard *g = NEW(struct guard);
+
+    for (unsigned i = 0; i < SHARDS; i++)
+        pthread_mutex_init(&g->shards[i].lock, NULL);
+    guard_configure(g, cfg);
+    return g;
+}
+
+void guard_free(struct guard **pg)
+{
+    struct guard *g = *pg;
+
+    if (!g)
+        return;
+    *pg = NULL;
+    for (unsigned i = 0; i < SHARDS; i++) {
+        for (unsigned j = 0; j < CHAINS; j++)
+            while (g->shards[i].customers[j]) {
+                struct customer *c = g->shards[i].customers[j];
+                g->shards[i].customers[j] = c->next;
+                mem_free(c);
+            }
+        pthread_mutex_destroy(&g->shards[i].lock);
+    }
+    mem_free(g);
+}
+
+/* ---- sign-ins ------------------------------------------------------------------------------------ */
+
+static bool mark_eq(struct str_mark x, struct str_mark y)
+{
+    return x.a == y.a && x.b == y.b;
+}
+
+/* A mark of kind and two marks, so that an address, a user name and a pair can never be mistaken for each other. */
+static struct str_mark mark_of(uint64_t kind, struct str_mark x, struct str_mark y)
+{
+    const uint64_t all[5] = {kind, x.a, x.b, y.a, y.b};
+    return str_mark((struct str){(const char *)all, sizeof all});
+}
+
+/* Takes a token of a bucket that holds `rate` and refills in a minute. False: *ret_wait_ms until there is one. */
+static bool bucket_take(uint64_t *milli, uint64_t *at_ms, uint64_t now, uint64_t rate, uint64_t period_ms, uint64_t *ret_wait_ms)
+{
+    const uint64_t full = rate * 1000;
+    uint64_t age = now > *at_ms ? now - *at_ms : 0;
+
+    if (age > period_ms)
+        age = period_ms;
+    *milli += age * full / period_ms;
+    if (*milli > full)
+        *milli = full;
+    *at_ms = now;
+    if (*milli >= 1000) {
+        *milli -= 1000;
+        return true;
+    }
+    *ret_wait_ms = (1000 - *milli) * period_ms / full + 1;
+    return false;
+}
+
+static bool failure_allowed(struct guard *g, struct str_mark mark, uint64_t rate, uint64_t now, uint64_t *ret_wait_ms)
+{
+    struct shard *s = &g->shards[mark.a % SHARDS];
+    struct bucket *set = s->buckets[mark.a / SHARDS % BUCKET_SETS], *b = &set[0];
+    bool ok;
+
+    pthread_mutex_lock(&s->lock);
+    for (unsigned i = 0; i < WAYS; i++) {
+        if (mark_eq(set[i].mark, mark)) {
+            b = &set[i];
+            break;
+        }
+        if (set[i].at_ms < b->at_ms)
+            b = &set[i];
+    }
+    if (!mark_eq(b->mark, mark))
+        *b = (struct bucket){.mark = mark, .at_ms = now, .milli = rate * 1000};
+    ok = bucket_take(&b->milli, &b->at_ms, now, rate, WINDOW_MS, ret_wait_ms);
+    pthread_mutex_unlock(&s->lock);
+    return ok;
+}
+
+/* How often this was counted in its window, this time included; 0: not remembered. */
+static unsigned seen_again(struct guard *g, struct str_mark mark, uint64_t now, uint64_t *ret_left_ms)
+{
+    struct shard *s = &g->shards[mark.a % SHARDS];
+    struct seen *set = s->seen[mark.a / SHARDS % SEEN_SETS];
+    unsigned n = 0;
+
+    pthread_mutex_lock(&s->lock);
+    for (unsigned i = 0; i < WAYS; i++)
+        if (mark_eq(set[i].mark, mark) && set[i].n && now - set[i].first_ms < WINDOW_MS) {
+            n = ++set[i].n;
+            *ret_left_ms = WINDOW_MS - (now - set[i].first_ms);
+            break;
+        }
+    pthread_mutex_unlock(&s->lock);
+    return n;
+}
+
+static void seen_first(struct guard *g, struct str_mark mark, uint64_t now)
+{
+    struct shard *s = &g->shards[mark.a % SHARDS];
+    struct seen *set = s->seen[mark.a / SHARDS % SEEN_SETS], *oldest = &set[0];
+
+    pthread_mutex_lock(&s->lock);
+    for (unsigned i = 0; i < WAYS; i++) {
+        if (mark_eq(set[i].mark, mark)) {
+            oldest = &set[i];
+            break;
+        }
+        if (set[i].first_ms < oldest->first_ms)
+            oldest = &set[i];
+    }
+    *oldest = (struct seen){.mark = mark, .first_ms = now, .n = 1};
+    pthread_mutex_unlock(&s->lock);
+}
+
+/* The user name of a Basic value; false for anything else, or none. */
+static bool user_mark(struct str authorization, struct str_mark *ret)
+{
+    struct str scheme, rest, user, password;
+    struct strbuf plain = {0};
+    bool ok = false;
+
+    if (!str_cut(authorization, ' ', &scheme, &rest) || !str_eq_nocase(scheme, S("Basic")))
+        return false;
+    if (base64_decode(rest, &plain) && str_cut(sb_str(&plain), ':', &user, &password) && user.n) {
+        *ret = str_mark(str_sub(user, 0, USER_MAX));
+        ok = true;
+    }
+    mem_cleanse(plain.p, plain.n);
+    sb_free(&plain);
+    return ok;
+}
+
+static unsigned whole_seconds(uint64_t ms)
+{
+    return ms > 1000 ? (unsigned)((ms + 999) / 1000) : 1;
+}
+
+bool guard_auth_failed(struct guard *g, const uint8_t addr[16], struct str authorization, unsigned *ret_retry_after_s)
+{
+    static const uint8_t v4[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
+    uint64_t per_address = atomic_load_explicit(&g->per_address, memory_order_relaxed);
+    uint64_t per_user = atomic_load_explicit(&g->per_user, memory_order_relaxed);
+    uint64_t now = clock_mono_ms(), wait_ms = 0;
+    struct str_mark presented = str_mark(authorization), address, user, pair;
+    uint8_t net[16];
+    unsigned n;
+
+    atomic_fetch_add_explicit(&g->auth_failures, 1, memory_order_relaxed);
+    memcpy(net, addr, sizeof net);
+    if (memcmp(net, v4, sizeof v4) != 0)
+        memset(net + 8, 0, 8); /* a /64 is one subscriber's */
+    address = str_mark((struct str){(const char *)net, sizeof net});
+    pair = mark_of(1, address, presented);
+    n = seen_again(g, pair, now, &wait_ms);
+    if (n && n <= REPEATS_MAX)
+        return false;
+    if (n || (per_address && !failure_allowed(g, mark_of(2, address, (struct str_mark){0, 0}), per_address, now, &wait_ms))) {
+        atomic_fetch_add_explicit(&g->refused_address, 1, memory_order_relaxed);
+        *ret_retry_after_s = whole_seconds(wait_ms);
+        return true;
+    }
+    if (per_user && user_mark(authorization, &user)) {
+        struct str_mark guess = mark_of(3, user, presented);
+        uint64_t left;
+        if (!seen_again(g, guess, now, &left)) {
+            if (!failure_allowed(g, mark_of(4, user, (struct str_mark){0, 0}), per_user, now, &wait_ms)) {
+                atomic_fetch_add_explicit(&g->refused_user, 1, memory_order_relaxed);
+                *ret_retry_after_s = whole_seconds(wait_ms);
+                return true;
+            }
+            seen_first(g, guess, now);
+        }
+    }
+    seen_first(g, pair, now);
+    return false;
+}
+
+/* ---- customers ----------------------------------------------------------------------------------- */
+
+static struct customer **customer_at(struct shard *s, uint64_t h, struct str id)
+{
+    struct customer **at = &s->customers[h / SHARDS % CHAINS];
+
+    while (*at && ((*at)->hash != h || (*at)->id_n != id.n || memcmp((*at)->id, id.p, id.n) != 0))
+        at = &(*at)->next;
+    return at;
+}
+
+static void customers_trim(struct shard *s)
+{
+    for (unsigned i = 0; i < CHAINS; i++)
+        for (struct customer **at = &s->customers[i]; *at;) {
+            struct customer *c = *at;
+            if (c->inflight) {
+                at = &c->next;
+                continue;
+            }
+            *at = c->next;
+            mem_free(c);
+            s->n_customers--;
+        }
+}
+
+bool guard_customer_begin(struct guard *g, struct str customer_id, unsigned *ret_retry_after_s)
+{
+    uint64_t inflight = atomic_load_explicit(&g->inflight, memory_order_relaxed);
+    uint64_t per_second = atomic_load_explicit(&g->per_second, memory_order_relaxed);
+    uint64_t h = str_hash(customer_id), wait_ms = 1000;
+    struct shard *s = &g->shards[h % SHARDS];
+    struct customer **at, *c;
+    bool ok = true;
+
+    pthread_mutex_lock(&s->lock);
+    at = customer_at(s, h, customer_id);
+    if (!*at) {
+        if (s->n_customers >= CUSTOMERS_MAX) {
+            customers_trim(s);
+            at = customer_at(s, h, customer_id);
+        }
+        c = mem_zalloc(sizeof *c + customer_id.n);
+        c->hash = h;
+        c->id_n = customer_id.n;
+        memcpy(c->id, customer_id.p, customer_id.n);
+        c->milli = per_second * 1000;
+        *at = c;
+        s->n_customers++;
+    }
+    c = *at;
+    if (inflight && c->inflight >= inflight)
+        ok = false;
+    else if (per_second)
+        ok = bucket_take(&c->milli, &c->at_ms, clock_mono_ms(), per_second, 1000, &wait_ms);
+    if (ok)
+        c->inflight++;
+    pthread_mutex_unlock(&s->lock);
+    if (!ok) {
+        atomic_fetch_add_explicit(&g->customer_refused, 1, memory_order_relaxed);
+        *ret_retry_after_s = whole_seconds(wait_ms);
+    }
+    return ok;
+}
+
+void guard_customer_done(struct guard *g, struct str customer_id)
+{
+    uint64_t h = str_hash(customer_id);
+    struct shard *s = &g->shards[h % SHARDS];
+    struct customer *c;
+
+    pthread_mutex_lock(&s->lock);
+    c = *customer_at(s, h, customer_id);
+    AN(c && c->inflight);
+    c->inflight--;
+    pthread_mutex_unlock(&s->lock);
+}
+
+void guard_counters(const struct guard *g, struct guard_counters *ret)
+{
+    ret->auth_failures = atomic_load_explicit(&g->auth_failures, memory_order_relaxed);
+    ret->auth_refused_address = atomic_load_explicit(&g->refused_address, memory_order_relaxed);
+    ret->auth_refused_user = atomic_load_explicit(&g->refused_user, memory_order_relaxed);
+    ret->customer_refused = atomic_load_explicit(&g->customer_refused, memory_order_relaxed);
+}
