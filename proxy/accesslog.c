@@ -181,7 +181,7 @@ static size_t hand_over(struct accesslog *a, struct str s)
 
     while (done < s.n) {
         struct str rest = str_skip(s, done);
-        ssize_t n;
+        ssize_t n = -1;
         switch (a->sink) {
         case SINK_OFF:
             return s.n;
