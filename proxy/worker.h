@@ -18,6 +18,8 @@ struct content;
 struct upstreams;
 struct pullevents;
 struct accesslog;
+struct accesslog_writer;
+struct authcache;
 struct guard;
 struct blobs;
 
@@ -29,7 +31,9 @@ struct proxy { /* immutable after start, or thread-safe by itself */
     struct guard *guard; /* process-wide: failed sign-ins, per-customer rates */
     struct accesslog *accesslog;
     char instance[64];   /* host:pid */
-    char service[256];   /* of the challenge, audience of tokens */
+    char service[256];   /* of the challenge, issuer and audience of tokens */
+    char base_url[512];  /* "https://registry.vendor.example": where /token is */
+    struct edge_tls *tls; /* NULL: plain */
     unsigned n_workers;
     struct worker **workers;
 };
@@ -46,7 +50,18 @@ struct worker {
     struct upstreams *upstreams; /* upstreams.h: upstream id + credential -> struct upstream */
     struct content *content;     /* content.h: tags, manifests, closure index */
     struct pullevents *events;   /* pullevent.h */
+    struct authcache *auth;      /* authn.c */
+    struct accesslog_writer *access;
     pthread_t thread;
+    bool is_drained;
 };
+
+/* Makes worker `id` with its loop and everything on it; takes the listening sockets. Its thread runs with worker_start(). */
+enum err worker_new(struct proxy *p, unsigned id, const int *take_fds, size_t n_fds, struct worker **ret, struct error *reterr) MUST_USE;
+enum err worker_start(struct worker *w, struct error *reterr) MUST_USE;
+/* Any thread: stop accepting, let what runs finish; the thread ends by itself. worker_stop() does not wait for answers. */
+void worker_drain(struct worker *w);
+void worker_stop(struct worker *w);
+void worker_join(struct worker **w);
 
 #endif

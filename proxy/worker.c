@@ -1,0 +1,128 @@
+/* One thread: a loop and everything that lives on it. Makes, drains and frees; decides nothing. */
+#include "worker.h"
+
+#include <signal.h>
+
+#include "pullgate/log.h"
+#include "pullgate/mem.h"
+
+#include "accesslog.h"
+#include "content.h"
+#include "exchange.h"
+#include "facts.h"
+#include "pullevent.h"
+#include "upstreams.h"
+
+#define WORKER_MAGIC 0x574f524bu
+
+enum err worker_new(struct proxy *p, unsigned id, const int *take_fds, size_t n_fds, struct worker **ret, struct error *reterr)
+{
+    struct worker *w = NEW(struct worker);
+
+    w->magic = WORKER_MAGIC;
+    w->id = id;
+    w->proxy = p;
+    w->cfg = p->cfg;
+    w->loop = loop_new();
+    enum err e = cache_new(w->loop, w->cfg, &w->cache, reterr);
+    if (e) {
+        loop_free(w->loop);
+        mem_free(w);
+        return e;
+    }
+    w->facts = facts_new(w);
+    w->upstreams = upstreams_new(w);
+    w->content = content_new(w);
+    w->events = pullevents_new(w);
+    w->auth = authcache_new();
+    w->access = accesslog_writer_new(p->accesslog, w->loop);
+    struct edge_handlers handlers = exchange_handlers(w);
+    w->edge = edge_new(w->loop, w->cfg, p->edge_shared, &handlers);
+    for (size_t i = 0; i < n_fds; i++) {
+        e = edge_accept(w->edge, take_fds[i], p->tls, reterr);
+        if (e)
+            return e; /* the process ends: nothing to undo */
+    }
+    *ret = w;
+    return ERR_OK;
+}
+
+static void worker_free_parts(struct worker *w)
+{
+    edge_free(&w->edge);
+    content_free(&w->content);
+    upstreams_free(&w->upstreams);
+    facts_free(&w->facts);
+    pullevents_free(&w->events);
+    authcache_free(&w->auth);
+    accesslog_writer_free(&w->access);
+    exchange_free_spares();
+    cache_free(&w->cache);
+    loop_free(w->loop);
+    w->loop = NULL;
+}
+
+static void *worker_main(void *arg)
+{
+    struct worker *w = arg;
+    sigset_t all;
+
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, NULL); /* signals belong to the main thread */
+    loop_run(w->loop);
+    worker_free_parts(w);
+    return NULL;
+}
+
+enum err worker_start(struct worker *w, struct error *reterr)
+{
+    if (pthread_create(&w->thread, NULL, worker_main, w) != 0)
+        return error_set(reterr, ERR_INTERNAL, "cannot start worker %u", w->id);
+    return ERR_OK;
+}
+
+static void on_flushed(void *ctx)
+{
+    struct worker *w = ctx;
+
+    __atomic_store_n(&w->is_drained, true, __ATOMIC_RELEASE);
+    loop_stop(w->loop);
+}
+
+static void on_drained(void *ctx)
+{
+    struct worker *w = ctx;
+
+    pullevents_flush(w->events, 1000, on_flushed, w);
+}
+
+static void drain_in_loop(void *arg)
+{
+    struct worker *w = arg;
+
+    edge_drain(w->edge, on_drained, w);
+}
+
+void worker_drain(struct worker *w)
+{
+    loop_post(w->loop, drain_in_loop, w);
+}
+
+static void stop_in_loop(void *arg)
+{
+    struct worker *w = arg;
+
+    loop_stop(w->loop);
+}
+
+void worker_stop(struct worker *w)
+{
+    if (!__atomic_load_n(&w->is_drained, __ATOMIC_ACQUIRE))
+        loop_post(w->loop, stop_in_loop, w);
+}
+
+void worker_join(struct worker **w)
+{
+    pthread_join((*w)->thread, NULL);
+    MEM_FREE(*w);
+}
