@@ -6,7 +6,11 @@
  *   edge_reply()                               head and body in one go (the fast path: one write(2), no event)
  *   edge_start() + edge_write()* + edge_end()  streaming
  *   edge_abort()                               cut: the connection is reset or closed so that no client takes it for complete
- * If the client leaves first, on_gone is called once; the handler drops its pointers and must not touch req again. */
+ * If the client leaves first, on_gone is called once; the handler drops its pointers and must not touch req again.
+ *
+ * Pipelined requests are answered one after the other, the next is handed out when the one before is answered. A client that
+ * closes only its sending side while its request waits for an answer has a second to get one; in the middle of a streamed answer
+ * it counts as gone. */
 #ifndef PULLGATE_EDGE_H
 #define PULLGATE_EDGE_H
 
@@ -35,12 +39,14 @@ void edge_tls_unref(struct edge_tls **t);
 
 struct edge_handlers {
     void *ctx;
-    /* How many body bytes this head may bring; 0: none. More is 413 before anything is read. Not called without a body. */
+    /* How many body bytes this head may bring; 0: none. More is 413 before anything is read. Not called without a body. With 0 a
+     * GET or HEAD is refused with 413; other methods reach on_request with an empty body, so that they can be answered 405 or 404,
+     * and the connection closes after the answer: what follows the head is never looked at. */
     size_t (*body_limit)(void *ctx, const struct head *h);
     void (*on_request)(void *ctx, struct edge_req *req);
     /* The client left (or was too slow) before the answer was complete. handle is edge_req_handle(). */
     void (*on_gone)(void *ctx, struct edge_req *req, void *handle, bool too_slow);
-    /* Output fell to the low watermark while streaming. */
+    /* Output is at or below the low watermark: comes from the loop, once after one or several edge_start/edge_write*() calls. */
     void (*on_drain)(void *ctx, struct edge_req *req, void *handle);
     /* A request refused by the gate, or before a handler saw it: fill the fields (each "Name: value\r\n") and the body.
      * reason: fixed text. May be NULL: text/plain. */
@@ -49,18 +55,24 @@ struct edge_handlers {
     void (*on_refused)(void *ctx, const char *peer, int status, const char *reason);
 };
 
-/* tls NULL: plain. shared counts connections over all edges of the process: */
-struct edge_shared; /* total and per-address connection counts; thread-safe */
+/* shared counts connections over all edges of the process: */
+struct edge_shared; /* total and per-address connection counts; thread-safe. IPv6 counts by /64; unix sockets and trusted proxies only
+                     * in total. At a limit the longest idle connection (of that address) makes room; else the new one is closed.
+                     * max_connections is cut to what RLIMIT_NOFILE leaves after a reserve for files, Redis and upstreams. */
 struct edge_shared *edge_shared_new(uint64_t max_connections, uint64_t max_per_address);
 void edge_shared_free(struct edge_shared **s);
 uint64_t edge_shared_connections(const struct edge_shared *s);
 
 struct edge *edge_new(struct loop *l, const struct config *cfg, struct edge_shared *shared, const struct edge_handlers *h);
-/* Start accepting on fd (taken). Several per edge; tls may differ. */
+/* Networks whose X-Forwarded-For is believed. Without this call: proxy.trusted_proxies and admin.trusted_proxies together. */
+void edge_trust(struct edge *e, const struct config_listen *networks);
+/* Start accepting on fd (taken, also on failure). Several per edge; tls may differ, NULL: plain. */
 enum err edge_accept(struct edge *e, int take_fd, struct edge_tls *tls, struct error *reterr) MUST_USE;
+/* New connections of every TLS listener take this certificate; those that are open keep theirs. */
+void edge_replace_tls(struct edge *e, struct edge_tls *tls);
 /* Drain: stop accepting, close idle connections now, the rest after their answer; on_drained(ctx) when none is left. */
 void edge_drain(struct edge *e, void (*on_drained)(void *ctx), void *ctx);
-void edge_free(struct edge **e); /* cuts what is left */
+void edge_free(struct edge **e); /* cuts what is left, on_gone for each request in progress: free it before what the handlers use */
 
 const struct head *edge_req_head(const struct edge_req *r);
 struct str edge_req_body(const struct edge_req *r);
@@ -76,13 +88,14 @@ void *edge_req_handle(const struct edge_req *r);
 void edge_reply(struct edge_req *r, int status, struct str reason, struct str fields, struct str body, int64_t length);
 /* Begin a streamed answer of exactly `length` bytes. */
 void edge_start(struct edge_req *r, int status, struct str reason, struct str fields, uint64_t length);
-void edge_write(struct edge_req *r, const void *data, size_t n);
-/* At most 1 MiB a call; sendfile where plain, else read. fd stays the caller's and open until the request ended; offset, n in bytes. */
+void edge_write(struct edge_req *r, const void *data, size_t n); /* bytes beyond the announced length are dropped */
+/* At most 1 MiB a call; sendfile where plain, else read. fd stays the caller's and open until edge_end() or edge_abort() was called
+ * or on_gone came; offset, n in bytes. A file that turns out shorter cuts the connection. */
 enum err edge_write_file(struct edge_req *r, int fd, uint64_t offset, size_t n) MUST_USE;
 size_t edge_pending(const struct edge_req *r); /* bytes queued towards the client */
 void edge_end(struct edge_req *r);   /* all bytes were written; fewer than announced cuts instead */
 void edge_abort(struct edge_req *r); /* never looks complete */
-/* Must the connection close after this answer anyway? (HTTP/1.0, draining, surplus bytes …) */
+/* The connection must close after this answer. (HTTP/1.0, draining, bytes that were not read and the like are seen to by the edge.) */
 void edge_req_close_after(struct edge_req *r);
 
 struct edge_stats {
