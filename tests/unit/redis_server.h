@@ -3,6 +3,7 @@
 #define TESTS_REDIS_SERVER_H
 
 #include <arpa/inet.h>
+#include <dirent.h>
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <signal.h>
@@ -23,6 +24,22 @@ struct redis_server {
     char unix_url[128];
     char password[32]; /* "" none */
 };
+
+/* A directory of plain files, as tests make them. */
+static inline void directory_remove(const char *dir)
+{
+    char path[512];
+    struct dirent *e;
+    DIR *d = opendir(dir);
+    while (d && (e = readdir(d)))
+        if (e->d_name[0] != '.') {
+            snprintf(path, sizeof path, "%s/%s", dir, e->d_name);
+            unlink(path);
+        }
+    if (d)
+        closedir(d);
+    rmdir(dir);
+}
 
 static inline void redis_pause_ms(long ms)
 {
@@ -88,11 +105,8 @@ static inline void redis_stop(struct redis_server *r)
 
 static inline void redis_end(struct redis_server *r)
 {
-    char path[128];
     redis_stop(r);
-    snprintf(path, sizeof path, "%s/s", r->dir);
-    unlink(path);
-    rmdir(r->dir);
+    directory_remove(r->dir);
     memset(r, 0, sizeof *r);
 }
 

@@ -617,15 +617,10 @@ static int setup(void **state)
 
 static int teardown(void **state)
 {
-    char cmd[64];
     (void)state;
     keyring_free(proxy.keys);
     redis_end(&server);
-    static const char *const files[] = {"mac.key", "pepper.key", "seal.key", "audit.key"};
-    for (size_t i = 0; i < 4; i++) {
-        snprintf(cmd, sizeof cmd, "%s/%s", keys_dir, files[i]);
-        unlink(cmd);
-    }
+    directory_remove(keys_dir);
     return 0;
 }
 

@@ -275,6 +275,7 @@ static int teardown(void **state)
     (void)state;
     keyring_free(proxy.keys);
     redis_end(&server);
+    directory_remove(keys_dir);
     return 0;
 }
 
