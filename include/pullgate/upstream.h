@@ -21,11 +21,12 @@ struct upstream_spec { /* owned copies */
     char *username, *password; /* "" none; cleansed on free */
     char *ca_pem;
     bool redirects_pass;       /* hand 307 to the client instead of following */
-    char **redirect_hosts;     /* "host" or "host:port", NULL-terminated */
-    char *realm;               /* "" : only a realm on the upstream's own host */
+    char **redirect_hosts;     /* "host" (any port), "host:port", a URL prefix, or "*.domain" (public addresses only); NULL-terminated */
+    char *realm;               /* "" : only a realm on the upstream's own host; else also this one, written like a redirect host */
 };
 /* From the projected JSON (docs/REDIS.md), secrets unsealed with the keyring. */
 enum err upstream_spec_parse(const struct jv *doc, const struct keyring *k, struct upstream_spec **ret, struct error *reterr) MUST_USE;
+struct upstream_spec *upstream_spec_copy(const struct upstream_spec *s);
 void upstream_spec_free(struct upstream_spec **s);
 
 struct upstream; /* one per (loop, spec version): own pool, own token cache (credential, scope), own breaker */
@@ -36,14 +37,15 @@ struct upstream_limits {
     size_t tags_bytes;       /* 16 MiB over all pages */
     unsigned breaker_failures; /* consecutive; opens the breaker for breaker_ms */
     uint64_t breaker_ms;
-};
+}; /* a 0 takes the value named here; breaker_failures 0: 5, breaker_ms 0: 1000 */
 struct upstream *upstream_new(struct loop *l, struct upstream_spec *take_spec, const struct upstream_limits *lim);
 struct upstream *upstream_ref(struct upstream *u);
 void upstream_unref(struct upstream **u); /* operations in flight keep it */
 bool upstream_healthy(const struct upstream *u); /* breaker closed */
 
 /* Operations. Each calls cb exactly once, from the loop, never before it returns; after upstream_cancel() never.
- * err: OK; NOT_FOUND (the upstream says so: 404); UPSTREAM (5xx, broken, forbidden redirect or realm, 401/403 with our
+ * err: OK; INVALID (repository or reference outside the grammar); NOT_FOUND (the upstream says so: 404); RANGE (blob: its 416); CANCELED
+ * (a handler returned FETCH_STOP); UPSTREAM (5xx, broken, forbidden redirect or realm, 401/403 with our
  * credentials, wrong digest); UNAVAILABLE (refused, DNS, breaker open, 429); TIMEOUT. detail is for the log only.
  * retry_after_s: of a 429/503, 0 unknown. */
 struct upstream_op;
