@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #include <hiredis/hiredis.h>
+#include <hiredis/sds.h>
 
 #include "pullgate/clock.h"
 #include "pullgate/log.h"
@@ -32,6 +33,7 @@ static const uint64_t HUNG_MS = 1000;            /* the oldest unanswered comman
 static const uint64_t SUB_PING_MS = 5000;        /* a subscription is silent by nature: asked whether it lives */
 static const size_t REPLY_BYTES_MAX = 256u << 20; /* one reply: a garbage server must not fill memory */
 static const int ARRAY_MAX = 1000000;            /* elements of one reply */
+static const size_t UNSENT_MAX = 1u << 20;       /* bytes of a transaction gathered before they are sent */
 static const size_t QUEUE_MAX = 100000;          /* commands in flight on one connection */
 static const size_t READ_ROUND_MAX = 16;         /* reads a readiness event, so that one connection cannot hold the loop */
 static const size_t HIREDIS_READ = 16 * 1024;    /* bytes hiredis 0.14 takes from the socket at once */
@@ -1058,6 +1060,20 @@ static int poll_until(int fd, short events, uint64_t deadline)
     }
 }
 
+/* Sends until little is left unsent, taking in replies meanwhile. hiredis moves the whole rest of its buffer down after each write, so a
+ * buffer of many MiB would be moved over and over. */
+static bool sync_pump(struct cache_sync *c, uint64_t deadline)
+{
+    int done = 0;
+
+    while (sdslen(c->rc->obuf) > UNSENT_MAX / 4) {
+        int ready = poll_until(c->rc->fd, POLLIN | POLLOUT, deadline);
+        if (!ready || ((ready & (POLLIN | POLLHUP | POLLERR)) && redisBufferRead(c->rc) != REDIS_OK) || redisBufferWrite(c->rc, &done) != REDIS_OK)
+            return false;
+    }
+    return true;
+}
+
 /* Writes what is buffered while reading, so that a long pipeline cannot block both sides; returns the next reply, or NULL: the
  * connection is closed then and *reterr says why. */
 static redisReply *sync_reply(struct cache_sync *c, uint64_t deadline, struct error *reterr)
@@ -1193,7 +1209,8 @@ static bool reply_is_status(const redisReply *r, const char *text)
 
 enum err cache_sync_transaction(struct cache_sync *c, const struct cache_cmd *cmds, size_t n, struct error *reterr)
 {
-    uint64_t deadline = clock_mono_ms() + c->deadline_ms;
+    const uint64_t began = clock_mono_ms();
+    uint64_t deadline = began + c->deadline_ms;
     size_t bytes = 0;
     bool ok = true;
     enum err e;
@@ -1206,13 +1223,15 @@ enum err cache_sync_transaction(struct cache_sync *c, const struct cache_cmd *cm
         ok = append_command(c->rc, cmds[i].argv, cmds[i].argc);
         for (size_t j = 0; j < cmds[i].argc; j++)
             bytes += cmds[i].argv[j].n;
+        deadline = began + c->deadline_ms * (1 + (bytes >> 20)); /* a rebuild is many MiB: as much again for each */
+        if (ok && sdslen(c->rc->obuf) > UNSENT_MAX)
+            ok = sync_pump(c, deadline);
     }
     ok = ok && append_command(c->rc, (struct str[]){S("EXEC")}, 1);
-    if (!ok) {
+    if (!ok) { /* without its EXEC nothing has happened */
         sync_close(c);
-        return error_set(reterr, ERR_UNAVAILABLE, "redis: out of memory");
+        return error_set(reterr, ERR_UNAVAILABLE, "redis: the transaction could not be sent");
     }
-    deadline = clock_mono_ms() + c->deadline_ms * (1 + (bytes >> 20)); /* a rebuild is many MiB: as much again for each */
     for (size_t i = 0; i < n + 2; i++) {
         redisReply *r = sync_reply(c, deadline, reterr);
         if (!r)

@@ -1009,6 +1009,8 @@ struct facts *facts_new(struct worker *w)
     f->max_staleness_ms = cfg->cache.max_staleness_ms;
     f->grace_ms = cfg->cache.grace_when_cache_is_down_ms;
     f->hold_ms = cfg->cache.hold_on_unknown_ms;
+    if (f->hold_ms < 2 * cfg->limits.redis_deadline_ms)
+        f->hold_ms = 2 * cfg->limits.redis_deadline_ms; /* with no hold at all a cold fact must still be asked for, once */
     f->silence_ms = cfg->cache.control_plane_silence_ms;
     f->poll_ms = POLL_MS;
     if (f->max_staleness_ms / 4 < f->poll_ms) /* room for a poll that is lost */

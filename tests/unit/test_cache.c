@@ -342,6 +342,15 @@ static void test_sync(void **state)
     for (size_t i = 0; i < MANY; i++)
         many[i] = (struct cache_cmd){set1, 3};
     assert_int_equal(cache_sync_transaction(c, many, MANY, &error), ERR_OK);
+    char *big = mem_alloc(1u << 20);
+    memset(big, 'x', 1u << 20);
+    struct str set_big[] = {S("SET"), S("big"), {big, 1u << 20}};
+    for (size_t i = 0; i < 40; i++)
+        many[i] = (struct cache_cmd){set_big, 3};
+    assert_int_equal(cache_sync_transaction(c, many, 40, &error), ERR_OK);
+    assert_int_equal(cache_sync_command(c, (struct str[]){S("STRLEN"), S("big")}, 2, &r, &error), ERR_OK);
+    assert_int_equal(r->integer, 1u << 20);
+    mem_free(big);
     mem_free(many);
     /* a wrong type inside EXEC is a failure, never a success */
     struct str wrong[] = {S("LPUSH"), S("a"), S("x")};
