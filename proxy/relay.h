@@ -29,6 +29,7 @@ struct relay_result {
     uint64_t bytes_sent;
     const char *location; /* REDIRECT */
     bool head_sent;       /* the answer was begun: nothing more may be answered */
+    int status;           /* of that answer: 200 or 206; else 0 */
     bool from_cache;
 };
 struct relay_ask {
@@ -42,7 +43,8 @@ struct relay_ask {
     struct str range;    /* Range field's value, empty: none */
     struct str fields;   /* further response fields (CRLF lines), e.g. request id */
 };
-/* done once, from the loop, never inside relay_start(). It has sent the answer (head_sent) or leaves it to the caller. */
+/* done once, from the loop, never inside relay_start() or relay_drained(). It has sent the answer (head_sent) or leaves it to the
+ * caller. The result, its strings too, is gone after done. */
 typedef void relay_done_cb(void *ctx, const struct relay_result *r);
 struct relay *relay_start(struct worker *w, const struct relay_ask *ask, relay_done_cb *done, void *ctx);
 void relay_drained(struct relay *r);  /* the edge's on_drain */

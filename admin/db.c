@@ -1,0 +1,221 @@
+#include "db.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <string.h>
+#include <sys/prctl.h>
+
+#include "pullgate/log.h"
+#include "pullgate/mem.h"
+#include "schema.h"
+
+struct job {
+    struct job *next;
+    enum db_mode mode;
+    db_fn *fn;
+    void *arg;
+    void (*done)(void *arg, enum err err);
+    /* of a waiting caller, on its stack; NULL otherwise */
+    struct waiter {
+        bool is_done;
+        enum err err;
+        struct error error;
+        pthread_cond_t cond;
+    } * waiter;
+};
+
+struct db {
+    struct db_options o;
+    char *name;
+    struct store *store; /* the thread's, but for the start */
+    pthread_t thread;
+    pthread_mutex_t mutex; /* guards all below */
+    pthread_cond_t wake, room;
+    struct job *first, **last;
+    bool stopping;
+    struct db_state state;
+};
+
+static enum err db_in_transaction(struct db *db, db_fn *fn, void *arg, struct error *error)
+{
+    enum err err = store_begin(db->store, error);
+    if (err)
+        return err;
+    err = fn(db->store, arg, error);
+    if (!err)
+        err = store_commit(db->store, error);
+    if (err) {
+        store_rollback(db->store);
+        return err;
+    }
+    if (!db->o.read_only)
+        db_committed(db);
+    return ERR_OK;
+}
+
+void db_committed(struct db *db)
+{
+    if (db->o.on_commit)
+        db->o.on_commit(db->o.ctx);
+}
+
+static void db_run_job(struct db *db, struct job *j)
+{
+    struct error error = {0};
+    enum err err = j->mode == DB_TRANSACTION ? db_in_transaction(db, j->fn, j->arg, &error) : j->fn(db->store, j->arg, &error);
+    /* A job that forgot to end its transaction must not hold the next one's writes hostage. */
+    store_rollback(db->store);
+    if (j->done)
+        j->done(j->arg, err);
+
+    pthread_mutex_lock(&db->mutex);
+    db->state.jobs++;
+    db->state.failed += err == ERR_UNAVAILABLE || err == ERR_INTERNAL;
+    db->state.is_failing = err == ERR_UNAVAILABLE;
+    if (j->waiter) {
+        j->waiter->is_done = true;
+        j->waiter->err = err;
+        j->waiter->error = error;
+        pthread_cond_signal(&j->waiter->cond);
+    }
+    pthread_mutex_unlock(&db->mutex);
+    mem_free(j);
+}
+
+static void *db_thread(void *arg)
+{
+    struct db *db = arg;
+    prctl(PR_SET_NAME, db->name);
+    pthread_mutex_lock(&db->mutex);
+    for (;;) {
+        while (!db->first && !db->stopping)
+            pthread_cond_wait(&db->wake, &db->mutex);
+        struct job *j = db->first;
+        if (!j)
+            break; /* stopping, and nothing is left */
+        db->first = j->next;
+        if (!db->first)
+            db->last = &db->first;
+        db->state.queued--;
+        pthread_cond_signal(&db->room);
+        pthread_mutex_unlock(&db->mutex);
+        db_run_job(db, j);
+        pthread_mutex_lock(&db->mutex);
+    }
+    pthread_mutex_unlock(&db->mutex);
+    return NULL;
+}
+
+enum err db_start(const struct db_options *o, struct db **ret, struct error *reterr)
+{
+    struct store *store;
+    enum err err = store_open(o->url, o->read_only, &store, reterr);
+    if (err)
+        return err;
+    if (!o->read_only) {
+        err = store_migrate(store, SCHEMA_MIGRATIONS, SCHEMA_MIGRATIONS_N, reterr);
+        if (err) {
+            store_close(&store);
+            return err;
+        }
+    }
+    struct db *db = NEW(struct db);
+    db->o = *o;
+    db->name = mem_strdup(o->name);
+    db->o.name = db->name;
+    db->o.url = NULL; /* the caller's */
+    db->store = store;
+    db->last = &db->first;
+    db->state.queue_max = o->queue_max;
+    pthread_mutex_init(&db->mutex, NULL);
+    pthread_cond_init(&db->wake, NULL);
+    pthread_cond_init(&db->room, NULL);
+    int e = pthread_create(&db->thread, NULL, db_thread, db);
+    if (e) {
+        store_close(&db->store);
+        mem_free(db->name);
+        mem_free(db);
+        return error_set(reterr, ERR_UNAVAILABLE, "%s: cannot start a thread: %s", o->name, strerror(e));
+    }
+    *ret = db;
+    return ERR_OK;
+}
+
+void db_stop(struct db **pdb)
+{
+    struct db *db = *pdb;
+    if (!db)
+        return;
+    *pdb = NULL;
+    pthread_mutex_lock(&db->mutex);
+    db->stopping = true;
+    pthread_cond_broadcast(&db->wake);
+    pthread_cond_broadcast(&db->room);
+    pthread_mutex_unlock(&db->mutex);
+    pthread_join(db->thread, NULL);
+    store_close(&db->store);
+    pthread_mutex_destroy(&db->mutex);
+    pthread_cond_destroy(&db->wake);
+    pthread_cond_destroy(&db->room);
+    mem_free(db->name);
+    mem_free(db);
+}
+
+/* With the mutex held and room in the queue. */
+static void db_push(struct db *db, struct job *j)
+{
+    *db->last = j;
+    db->last = &j->next;
+    db->state.queued++;
+    pthread_cond_signal(&db->wake);
+}
+
+enum err db_post(struct db *db, enum db_mode mode, db_fn *fn, void *arg, void (*done)(void *arg, enum err err))
+{
+    struct job *j = NEW(struct job);
+    *j = (struct job){.mode = mode, .fn = fn, .arg = arg, .done = done};
+    pthread_mutex_lock(&db->mutex);
+    bool taken = !db->stopping && db->state.queued < db->o.queue_max;
+    if (taken)
+        db_push(db, j);
+    else
+        db->state.refused++;
+    pthread_mutex_unlock(&db->mutex);
+    if (!taken)
+        mem_free(j);
+    return taken ? ERR_OK : ERR_UNAVAILABLE;
+}
+
+enum err db_run(struct db *db, enum db_mode mode, db_fn *fn, void *arg, struct error *reterr)
+{
+    AN(!pthread_equal(pthread_self(), db->thread));
+    struct waiter w = {.is_done = false};
+    pthread_cond_init(&w.cond, NULL);
+    struct job *j = NEW(struct job);
+    *j = (struct job){.mode = mode, .fn = fn, .arg = arg, .waiter = &w};
+
+    pthread_mutex_lock(&db->mutex);
+    while (!db->stopping && db->state.queued >= db->o.queue_max)
+        pthread_cond_wait(&db->room, &db->mutex);
+    if (db->stopping) {
+        pthread_mutex_unlock(&db->mutex);
+        mem_free(j);
+        pthread_cond_destroy(&w.cond);
+        return error_set(reterr, ERR_UNAVAILABLE, "the store is closing");
+    }
+    db_push(db, j);
+    while (!w.is_done)
+        pthread_cond_wait(&w.cond, &db->mutex);
+    pthread_mutex_unlock(&db->mutex);
+    pthread_cond_destroy(&w.cond);
+    if (w.err && reterr)
+        *reterr = w.error;
+    return w.err;
+}
+
+void db_state(struct db *db, struct db_state *ret)
+{
+    pthread_mutex_lock(&db->mutex);
+    *ret = db->state;
+    pthread_mutex_unlock(&db->mutex);
+}
