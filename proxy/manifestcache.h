@@ -1,0 +1,28 @@
+/* Verified manifests in memory by digest, bounded in bytes, least recently used goes first. One a worker. Bytes only: having a
+ * manifest here says nothing about who may read it. */
+#ifndef PROXY_MANIFESTCACHE_H
+#define PROXY_MANIFESTCACHE_H
+
+#include <stddef.h>
+
+#include "pullgate/oci.h"
+#include "pullgate/str.h"
+
+#include "content.h"
+
+struct manifestcache;
+
+struct manifestcache *manifestcache_new(size_t max_bytes);
+void manifestcache_free(struct manifestcache **mc); /* whoever holds a reference keeps his bytes */
+
+/* Borrowed until the next put; blob_bytes_ref() to keep. NULL: not held. Counts as a use. */
+struct blob_bytes *manifestcache_get(struct manifestcache *mc, const struct digest *d);
+
+/* Copy bytes whose digest was verified. The result carries one reference of the caller's, whether or not it also stays in the
+ * cache (a document larger than the cache does not). NULL: no memory. */
+struct blob_bytes *manifestcache_put(struct manifestcache *mc, const struct digest *d, enum media_type mt, struct str bytes);
+
+size_t manifestcache_bytes(const struct manifestcache *mc);
+size_t manifestcache_count(const struct manifestcache *mc);
+
+#endif
