@@ -46,12 +46,10 @@ static enum err descriptor_parse(const struct jv *v, const char *what, struct no
     return ERR_OK;
 }
 
-static enum err add_child(struct manifest *m, const struct node *n, struct error *reterr)
+/* edges_read() made room for every descriptor there is. */
+static void add_child(struct manifest *m, const struct node *n)
 {
-    if (m->n_children >= CLOSURE_MAX_NODES)
-        return error_set(reterr, ERR_INVALID, "a manifest with more than %d descriptors", CLOSURE_MAX_NODES);
     m->children[m->n_children++] = *n;
-    return ERR_OK;
 }
 
 /* Config, layers and an artifact's blobs are blobs, whatever their media type says: the place decides the kind. */
@@ -66,9 +64,7 @@ static enum err add_blobs(struct manifest *m, const struct jv *list, const char 
         if (e)
             return e;
         n.kind = NODE_BLOB;
-        e = add_child(m, &n, reterr);
-        if (e)
-            return e;
+        add_child(m, &n);
     }
     return ERR_OK;
 }
@@ -130,7 +126,7 @@ static enum err add_manifests(struct manifest *m, const struct jv *list, struct 
     struct node n;
     enum err e = ERR_OK;
 
-    for (size_t i = 0; i < jv_len(list) && !e; i++) {
+    for (size_t i = 0; i < jv_len(list); i++) {
         e = descriptor_parse(jv_at(list, i), "manifests", &n, &media_type, reterr);
         if (e)
             break;
@@ -140,7 +136,7 @@ static enum err add_manifests(struct manifest *m, const struct jv *list, struct 
         /* an index may name what is no manifest (build caches do): then it is a blob, served as nothing else */
         n.kind = media_type_is_manifest(n.media_type) ? NODE_MANIFEST : NODE_BLOB;
         add_platform(&platforms, &n_platforms, jv_get(jv_at(list, i), "platform"));
-        e = add_child(m, &n, reterr);
+        add_child(m, &n);
     }
     if (!e && platforms.n) {
         mem_free(m->platforms);
@@ -223,9 +219,7 @@ static enum err edges_read(const struct jv *doc, struct manifest *m, struct erro
     if (e)
         return e;
     n.kind = NODE_BLOB;
-    e = add_child(m, &n, reterr);
-    if (e)
-        return e;
+    add_child(m, &n);
     if (m->media_type == MEDIA_OCI_MANIFEST && m->artifact_type[0] == '\0') {
         mem_free(m->artifact_type);
         m->artifact_type = str_dup(media_type);

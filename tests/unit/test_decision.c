@@ -584,6 +584,8 @@ static void messages(void **state)
         {{"quota", {{ACT, .quota = true, .grants = {ALL}}}, {V("1")}, 0}, NOW, "1", "", "c", "license \"Acme Prod\" for shop has used up its quota. Contact c"},
         {{"none", {{0}}, {V("1")}, 0}, NOW, "1", "", "c", "no license for repository shop/api. Contact c"},
         {{"no status", {{(enum license_status)9}}, {V("1")}, 0}, NOW, "1", "", "c", "license \"Acme Prod\" for shop is in no known state. Contact c"},
+        {{"digest granted", {{ACT, .grants = {{.selector = SELECTOR_DIGEST, .digest = 1, .value = "sha256:" HEX64}}}}, {V("1")}, 0}, NOW, "1", "", "c",
+         "license \"Acme Prod\" for shop does not include version 1 (granted: sha256:0123456789ab...). Contact c"},
         {{"granted", {{ACT, .grants = {ALL}}}, {V("1")}, 0}, NOW, "1", "", "c", "license \"Acme Prod\" for shop grants version 1."},
         {{"unknown", {{ACT, .grants = {ALL}}}, {V("1")}, 0}, 0, "1", "", "c", "the entitlement cannot be checked at the moment, try again later."},
     };

@@ -199,6 +199,7 @@ static void subject_tags(void **state)
         {"sha256-" HEX64 ".sig.sig", NULL},
         {"sha256-" HEX64 "sig", NULL},
         {"sha256-" HEX32, NULL},
+        {"sha256-/" HEX32 HEX16 "0123456789abcde", NULL},
         {"sha256:" HEX64, NULL},
         {"sha512-" HEX64, NULL},
         {"sha256-0123456789ABCDEF" HEX32 HEX16, NULL},
@@ -448,6 +449,9 @@ static void ranges(void **state)
         {"bytes=+1-2", 100, ERR_INVALID, 0, 0},
         {"bytes=1 - 2", 100, ERR_INVALID, 0, 0},
         {"bytes=99999999999999999999999x-", 100, ERR_INVALID, 0, 0},
+        {"bytes=99999999999999999999999/-", 100, ERR_INVALID, 0, 0},
+        {"bytes=18446744073709551615-", 100, ERR_RANGE, 0, 0},
+        {"bytes=18446744073709551616-", 100, ERR_RANGE, 0, 0},
         {"bytes =0-1", 100, ERR_INVALID, 0, 0},
         {"", 100, ERR_INVALID, 0, 0},
     };
