@@ -20,12 +20,14 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/sockios.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/queue.h>
 #include <sys/resource.h>
 #include <sys/sendfile.h>
@@ -113,7 +115,9 @@ struct conn {
     struct strbuf next;  /* bytes after the request in progress */
     uint64_t discarded;
     uint64_t sent;       /* bytes the kernel took, ever */
-    uint64_t slow_since, slow_mark; /* bytes wait for the client since; `sent` then */
+    bool is_waiting;     /* bytes wait for the client … */
+    uint64_t slow_since; /* … seen by the sweep since; 0: not yet */
+    uint64_t slow_mark;  /* bytes the client had acknowledged then */
     uint8_t addr[16];
     char peer[INET6_ADDRSTRLEN];
     TAILQ_ENTRY(conn) all, idle, later;
@@ -804,13 +808,10 @@ static size_t pending(const struct conn *c)
     return c->out.n - c->out_at + c->file_n;
 }
 
-/* The socket takes no more: remember when and wake us when it does. */
+/* The socket takes no more: wake us when it does. The sweep looks how fast that goes. */
 static void wait_writable(struct conn *c)
 {
-    if (!c->slow_since) {
-        c->slow_since = loop_now_ms(c->edge->loop);
-        c->slow_mark = c->sent;
-    }
+    c->is_waiting = true;
     write_arm(c, true);
 }
 
@@ -932,6 +933,7 @@ static bool conn_flush(struct conn *c)
     if (pending(c)) {
         wait_writable(c);
     } else {
+        c->is_waiting = false;
         c->slow_since = 0;
         write_arm(c, false);
     }
@@ -1703,22 +1705,34 @@ static void on_deadline(struct conn *c)
     }
 }
 
+/* What the client has taken. The kernel's part of it must be asked for: of a send buffer of megabytes it tells us only in thirds. */
+static uint64_t taken(const struct conn *c)
+{
+    int queued = 0;
+
+    if (ioctl(c->fd, SIOCOUTQ, &queued) || queued < 0)
+        queued = 0;
+    return c->sent > (uint64_t)queued ? c->sent - (uint64_t)queued : 0;
+}
+
 /* Bytes wait for the client: it must take them at limits.client_min_rate, at the least some in a window. */
 static bool is_too_slow(struct conn *c, uint64_t now)
 {
     const struct config *cfg = c->edge->cfg;
     uint64_t window = cfg->limits.client_min_rate_window_ms, due;
 
-    if (!c->slow_since || now - c->slow_since < window)
+    if (!c->is_waiting || (c->slow_since && now - c->slow_since < window))
+        return false;
+    uint64_t n = taken(c), before = c->slow_mark;
+    bool is_first = !c->slow_since;
+    c->slow_since = now;
+    c->slow_mark = n;
+    if (is_first)
         return false;
     if (__builtin_mul_overflow(cfg->limits.client_min_rate, window, &due))
         due = UINT64_MAX;
     due = due / 1000 ? due / 1000 : 1;
-    if (c->sent - c->slow_mark < due)
-        return true;
-    c->slow_since = now;
-    c->slow_mark = c->sent;
-    return false;
+    return n < before || n - before < due;
 }
 
 static void on_sweep(void *ctx)

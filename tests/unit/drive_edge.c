@@ -160,7 +160,8 @@ static void on_request(void *ctx, struct edge_req *r)
                 (unsigned long long)st.bytes_out, (unsigned long long)peak_pending, (unsigned long long)n_drained);
     } else
         sb_addf(&b, "%.*s %.*s body=%.*s peer=%s tls=%d\n", STR(h->method_text), STR(h->target), STR(edge_req_body(r)), edge_req_peer(r), edge_req_is_tls(r));
-    edge_reply(r, 200, (struct str){0}, type, sb_str(&b), -1);
+    bool allowed = h->method == HEAD_GET || h->method == HEAD_HEAD || (h->method == HEAD_POST && str_starts(p, S("/body")));
+    edge_reply(r, allowed ? 200 : 405, (struct str){0}, type, sb_str(&b), -1);
     sb_free(&b);
 }
 
