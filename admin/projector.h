@@ -28,6 +28,8 @@ struct projector *projector_start(const struct config *cfg, const struct keyring
 void projector_stop(struct projector **p); /* joins; NULL is fine */
 /* Called after each commit that wrote an outbox row; any thread, never blocks. */
 void projector_poke(struct projector *p);
+/* Redis seems to have lost its keys: look at the root now instead of within a second. Any thread, never blocks. */
+void projector_suspect(struct projector *p);
 void projector_state(struct projector *p, struct projector_state *ret); /* any thread */
 /* Waits until every change up to epoch stands in Redis; false after timeout_ms. Any thread but a loop's. */
 bool projector_wait(struct projector *p, uint64_t epoch, unsigned timeout_ms);
