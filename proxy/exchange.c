@@ -114,11 +114,13 @@ static void on_relay_done(void *ctx, const struct relay_result *r)
     ex->bytes = r->bytes_sent;
     ex->detail = r->detail;
     ex->from_cache = r->from_cache;
-    if (r->head_sent)
-        ex->req = NULL; /* the edge has finished with it, or cut it */
+    if (r->head_sent) { /* the edge has finished with it, or cut it */
+        ex->req = NULL;
+        ex->status = r->status;
+    }
     switch (r->end) {
     case RELAY_OK:
-        ex->status = ex->status != 0 ? ex->status : 200;
+        ex->status = r->status;
         exchange_end(ex, END_OK);
         return;
     case RELAY_UPSTREAM_CUT:
@@ -192,8 +194,6 @@ static enum next blob_relay(struct exchange *ex)
         .range = head_get(ex->head, "range", NULL),
     };
 
-    if (ask.range.n > 0 && !ex->is_head)
-        ex->status = 206;
     respond_common_fields(ex, &fields);
     ask.fields = sb_str(&fields);
     exchange_keep(ex);

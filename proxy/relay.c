@@ -151,7 +151,12 @@ static void relay_end(struct relay *r, enum relay_end end, enum err err, const c
     relay_release(r);
     r->result.end = end;
     r->result.err = err;
-    snprintf(r->detail, sizeof r->detail, "%s", detail != NULL ? detail : "");
+    if (detail != r->detail) {
+        size_t n = detail != NULL ? strnlen(detail, sizeof r->detail - 1) : 0;
+        if (n > 0)
+            memmove(r->detail, detail, n);
+        r->detail[n] = '\0';
+    }
     r->result.detail = r->detail;
     r->result.size = r->has_size ? r->size : r->size_hint;
     r->result.head_sent = r->head_sent;
@@ -168,7 +173,7 @@ static void relay_end(struct relay *r, enum relay_end end, enum err err, const c
 /* It went wrong: an error that the exchange answers, or a connection cut. */
 static void relay_fail(struct relay *r, enum relay_end end, enum err err, const char *detail, unsigned retry_after_s)
 {
-    char copy[sizeof r->detail]; /* detail may live in what release frees */
+    char copy[sizeof r->detail] = ""; /* detail may live in what release frees */
 
     snprintf(copy, sizeof copy, "%s", detail != NULL ? detail : "");
     r->result.retry_after_s = retry_after_s;
@@ -401,7 +406,8 @@ static enum fetch_next direct_stop(struct relay *r, enum relay_end end, enum err
     r->failed = true;
     r->result.end = end;
     r->result.err = err;
-    snprintf(r->detail, sizeof r->detail, "%s", why);
+    if (why != r->detail) /* some have written it there already */
+        snprintf(r->detail, sizeof r->detail, "%s", why);
     return FETCH_STOP;
 }
 

@@ -1,0 +1,286 @@
+/* pullgate-proxy: arguments, configuration, listening sockets, workers, signals. */
+#include <errno.h>
+#include <getopt.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include "pullgate/clock.h"
+#include "pullgate/fetch.h"
+#include "pullgate/log.h"
+#include "pullgate/mem.h"
+
+#include "accesslog.h"
+#include "blobs.h"
+#include "guard.h"
+#include "worker.h"
+
+#define MAX_WORKERS 256
+
+static const char usage_text[] =
+    "usage: pullgate-proxy [--config FILE] [--check] [--show-config] [--version]\n"
+    "  --config FILE   configuration (default /etc/pullgate/pullgate.yaml)\n"
+    "  --check         validate the configuration, TLS pair and keys, then exit\n"
+    "  --show-config   print the effective configuration, secrets hidden\n";
+
+struct program {
+    struct proxy proxy;
+    struct loop *loop; /* main thread: signals, drain deadline */
+    struct timer *drain_deadline, *join_poll;
+    bool is_draining;
+};
+
+static void finish(struct program *g, const char *why)
+{
+    log_info("%s", why);
+    loop_stop(g->loop);
+}
+
+static void on_drain_deadline(void *ctx)
+{
+    struct program *g = ctx;
+
+    log_warn("drain took longer than limits.drain: what is left is cut");
+    for (unsigned i = 0; i < g->proxy.n_workers; i++)
+        worker_stop(g->proxy.workers[i]);
+    finish(g, "stopped");
+}
+
+static void on_join_poll(void *ctx)
+{
+    struct program *g = ctx;
+
+    for (unsigned i = 0; i < g->proxy.n_workers; i++)
+        if (!__atomic_load_n(&g->proxy.workers[i]->is_drained, __ATOMIC_ACQUIRE)) {
+            timer_set(g->join_poll, 20);
+            return;
+        }
+    finish(g, "drained");
+}
+
+static void on_stop_signal(void *ctx, int signo, unsigned ready)
+{
+    struct program *g = ctx;
+
+    (void)signo, (void)ready;
+    if (g->is_draining) {
+        on_drain_deadline(g);
+        return;
+    }
+    g->is_draining = true;
+    log_info("draining: no further connections, answers in flight finish");
+    for (unsigned i = 0; i < g->proxy.n_workers; i++)
+        worker_drain(g->proxy.workers[i]);
+    timer_set(g->drain_deadline, g->proxy.cfg->limits.drain_ms);
+    timer_set(g->join_poll, 10);
+}
+
+static void on_reopen(void *ctx, int signo, unsigned ready)
+{
+    struct program *g = ctx;
+
+    (void)signo, (void)ready;
+    accesslog_reopen(g->proxy.accesslog);
+}
+
+static int fail(const struct error *error)
+{
+    log_error("%s", error->text);
+    return EXIT_FAILURE;
+}
+
+static unsigned worker_count(const struct config *cfg)
+{
+    long n = cfg->proxy.workers > 0 ? (long)cfg->proxy.workers : sysconf(_SC_NPROCESSORS_ONLN);
+
+    return n < 1 ? 1 : n > MAX_WORKERS ? MAX_WORKERS : (unsigned)n;
+}
+
+/* What clients are told: the public URL, else the first address that was bound. */
+static void name_service(struct proxy *p, const char *bound)
+{
+    const struct config *cfg = p->cfg;
+    struct fetch_url url;
+
+    if (cfg->proxy.public_url[0] != '\0') {
+        size_t n = strlen(cfg->proxy.public_url);
+        while (n > 0 && cfg->proxy.public_url[n - 1] == '/')
+            n--;
+        snprintf(p->base_url, sizeof p->base_url, "%.*s", (int)n, cfg->proxy.public_url);
+    } else {
+        snprintf(p->base_url, sizeof p->base_url, "%s://%s", p->tls != NULL ? "https" : "http", bound);
+    }
+    if (cfg->proxy.realm_service[0] != '\0') {
+        snprintf(p->service, sizeof p->service, "%s", cfg->proxy.realm_service);
+    } else if (cfg->proxy.public_url[0] != '\0' && fetch_url_parse(cfg->proxy.public_url, &url, NULL) == ERR_OK) {
+        snprintf(p->service, sizeof p->service, "%s", url.host);
+        fetch_url_free(&url);
+    } else {
+        snprintf(p->service, sizeof p->service, "pullgate");
+    }
+}
+
+static void write_port_file(const struct config *cfg, const char *text)
+{
+    char tmp[4096];
+
+    if (cfg->proxy.port_file[0] == '\0')
+        return;
+    snprintf(tmp, sizeof tmp, "%s.tmp", cfg->proxy.port_file);
+    FILE *f = fopen(tmp, "we");
+    if (f == NULL || fputs(text, f) < 0 || fclose(f) != 0 || rename(tmp, cfg->proxy.port_file) != 0)
+        log_warn("cannot write %s: %s", cfg->proxy.port_file, strerror(errno));
+}
+
+static enum err serve(struct program *g, struct error *error)
+{
+    struct proxy *p = &g->proxy;
+    const struct config *cfg = p->cfg;
+    char bound[CONFIG_MAX_LISTEN][128];
+    struct strbuf addresses = {0};
+    enum err e;
+
+    p->n_workers = worker_count(cfg);
+    p->workers = mem_calloc(p->n_workers, sizeof *p->workers);
+    p->edge_shared = edge_shared_new(cfg->limits.connections, cfg->limits.connections_per_ip);
+    p->guard = guard_new(cfg);
+    if ((e = accesslog_new(cfg, &p->accesslog, error)) != ERR_OK)
+        return e;
+    p->blobs = blobs_new(cfg, error);
+    if (p->blobs == NULL)
+        return ERR_UNAVAILABLE;
+    for (unsigned i = 0; i < p->n_workers; i++) {
+        int fds[CONFIG_MAX_LISTEN];
+        for (size_t k = 0; k < cfg->proxy.listen.n; k++)
+            if ((e = edge_listen(i == 0 ? cfg->proxy.listen.list[k] : bound[k], &fds[k], bound[k], error)) != ERR_OK)
+                return e;
+        if (i == 0)
+            name_service(p, bound[0]);
+        if ((e = worker_new(p, i, fds, cfg->proxy.listen.n, &p->workers[i], error)) != ERR_OK)
+            return e;
+    }
+    for (unsigned i = 0; i < p->n_workers; i++)
+        if ((e = worker_start(p->workers[i], error)) != ERR_OK)
+            return e;
+    for (size_t k = 0; k < cfg->proxy.listen.n; k++)
+        sb_addf(&addresses, "%s\n", bound[k]);
+    write_port_file(cfg, addresses.p);
+    for (size_t k = 0; k < cfg->proxy.listen.n; k++)
+        log_info("listening on %s%s, %u workers", bound[k], p->tls != NULL ? " (TLS)" : "", p->n_workers);
+    sb_free(&addresses);
+    return ERR_OK;
+}
+
+int main(int argc, char **argv)
+{
+    static const struct option options[] = {{"config", required_argument, NULL, 'c'}, {"check", no_argument, NULL, 't'},
+                                            {"show-config", no_argument, NULL, 's'},  {"version", no_argument, NULL, 'V'},
+                                            {"help", no_argument, NULL, 'h'},         {NULL, 0, NULL, 0}};
+    struct program g = {0};
+    struct error error = {0};
+    const char *path = NULL;
+    bool check = false, show = false;
+    enum log_level level;
+
+    log_init("pullgate-proxy", LOG_LEVEL_INFO);
+    for (int c; (c = getopt_long(argc, argv, "c:h", options, NULL)) != -1;) {
+        switch (c) {
+        case 'c':
+            path = optarg;
+            break;
+        case 't':
+            check = true;
+            break;
+        case 's':
+            show = true;
+            break;
+        case 'V':
+            puts("pullgate-proxy " PULLGATE_VERSION);
+            return EXIT_SUCCESS;
+        case 'h':
+            fputs(usage_text, stdout);
+            return EXIT_SUCCESS;
+        default:
+            fputs(usage_text, stderr);
+            return 2;
+        }
+    }
+    if (optind < argc) {
+        fputs(usage_text, stderr);
+        return 2;
+    }
+    if (config_load(path, &g.proxy.cfg, &error) != ERR_OK)
+        return fail(&error);
+    struct config *cfg = g.proxy.cfg;
+    if (show) {
+        struct strbuf text = {0};
+        config_show(cfg, &text);
+        fputs(text.p, stdout);
+        sb_free(&text);
+        return EXIT_SUCCESS;
+    }
+    if (log_level_parse(cfg->log.level, &level))
+        log_set_level(level);
+    if (cfg->proxy.listen.n == 0)
+        return error_set(&error, ERR_INVALID, "proxy.listen names no address"), fail(&error);
+    if ((cfg->proxy.tls.cert[0] != '\0' || cfg->proxy.tls.key[0] != '\0') && edge_tls_load(&cfg->proxy.tls, &g.proxy.tls, &error) != ERR_OK)
+        return fail(&error);
+    /* The keys are the admin's to make: a proxy that starts first waits for them, so that the two may be started in any order. */
+    enum err e = keyring_open(cfg->keys.path, false, &g.proxy.keys, &error);
+    if (check) {
+        if (e != ERR_OK)
+            return fail(&error);
+        puts("configuration is valid");
+        return EXIT_SUCCESS;
+    }
+    for (unsigned tries = 0; e == ERR_UNAVAILABLE && tries < 600; tries++) {
+        if (tries == 0)
+            log_warn("%s: waiting for pullgate-admin to make it", error.text);
+        usleep(100000);
+        e = keyring_open(cfg->keys.path, false, &g.proxy.keys, &error);
+    }
+    if (e != ERR_OK)
+        return fail(&error);
+
+    struct rlimit files = {0};
+    if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
+        files.rlim_cur = files.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &files);
+    }
+    setrlimit(RLIMIT_CORE, &(struct rlimit){0, 0}); /* secrets stay out of core files */
+    prctl(PR_SET_DUMPABLE, 0);
+    signal(SIGPIPE, SIG_IGN);
+    char host[48] = "host";
+    gethostname(host, sizeof host - 1);
+    snprintf(g.proxy.instance, sizeof g.proxy.instance, "%s:%d", host, (int)getpid());
+
+    g.loop = loop_new();
+    g.drain_deadline = timer_new(g.loop, on_drain_deadline, &g);
+    g.join_poll = timer_new(g.loop, on_join_poll, &g);
+    struct watch *signals[] = {watch_signal(g.loop, SIGTERM, on_stop_signal, &g), watch_signal(g.loop, SIGINT, on_stop_signal, &g),
+                               watch_signal(g.loop, SIGUSR1, on_reopen, &g)};
+    if (serve(&g, &error) != ERR_OK)
+        return fail(&error);
+    loop_run(g.loop);
+
+    for (unsigned i = 0; i < g.proxy.n_workers; i++)
+        worker_join(&g.proxy.workers[i]);
+    mem_free(g.proxy.workers);
+    for (size_t i = 0; i < sizeof signals / sizeof *signals; i++)
+        watch_free(&signals[i]);
+    timer_free(&g.drain_deadline);
+    timer_free(&g.join_poll);
+    loop_free(g.loop);
+    blobs_free(&g.proxy.blobs);
+    guard_free(&g.proxy.guard);
+    accesslog_free(&g.proxy.accesslog);
+    edge_shared_free(&g.proxy.edge_shared);
+    edge_tls_unref(&g.proxy.tls);
+    keyring_free(g.proxy.keys);
+    config_unref(&g.proxy.cfg);
+    return EXIT_SUCCESS;
+}
