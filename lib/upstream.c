@@ -1286,6 +1286,10 @@ static void deliver_manifest(struct upstream_op *op)
     } else {
         m.bytes = sb_str(&op->body);
         m.size = m.bytes.n;
+        if (!m.size) {
+            op_fail(op, ERR_UPSTREAM, "%s sends an empty manifest", op->u->host);
+            return;
+        }
         if (op->has_header_digest && !seal_digest_matches(m.bytes, &op->header_digest)) {
             op_fail(op, ERR_UPSTREAM, "%s sends bytes that its own Docker-Content-Digest contradicts", op->u->host);
             return;
