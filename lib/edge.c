@@ -61,6 +61,7 @@
 #define ACCEPT_LOG_MS 10000
 #define REASON_BYTES_MAX 800           /* a status line that every client and load balancer takes */
 #define FILE_BYTES_MAX (1024 * 1024)   /* one edge_write_file() */
+#define STREAM_ROUND (1024 * 1024)     /* streamed to one client before others get their turn: the rest waits for the next round */
 #define EVICT_LOOK 512                 /* idle connections looked at to find one of an address that is over its limit */
 #define ADDRESS_BUCKETS 4096
 #define TRUSTED_MAX (2 * CONFIG_MAX_LISTEN)
@@ -110,6 +111,7 @@ struct conn {
     int file_fd; /* then this part of a file */
     off_t file_at;
     size_t file_n;
+    size_t round_n;      /* bytes streamed in this round of the loop */
     uint64_t left;       /* of a streamed answer, still to be given to us */
     bool no_body;        /* HEAD, 304 …: what is streamed is dropped */
     struct strbuf next;  /* bytes after the request in progress */
@@ -980,7 +982,7 @@ static void conn_send(struct conn *c, struct str a, struct str b, bool more)
         c->broken = true;
         return;
     }
-    if (pending(c)) {
+    if (pending(c) || c->round_n >= STREAM_ROUND) {
         conn_queue(c, a);
         conn_queue(c, b);
         return;
@@ -1011,6 +1013,7 @@ static void conn_send(struct conn *c, struct str a, struct str b, bool more)
         conn_queue(c, str_skip(a, sent));
         conn_queue(c, sent > a.n ? str_skip(b, sent - a.n) : b);
     }
+    c->round_n += sent;
 }
 
 /* ---- answers ---------------------------------------------------------------------------------------------------------------- */
@@ -1255,6 +1258,29 @@ void edge_write(struct edge_req *r, const void *data, size_t n)
     wrote(c);
 }
 
+static void file_add(struct conn *c, int fd, off_t at, size_t n)
+{
+    if (c->file_n && c->file_fd == fd && c->file_at + (off_t)c->file_n == at) { /* goes on where the last one ended */
+        c->file_n += n;
+    } else if (c->file_n && !file_to_out(c)) {
+        c->broken = true;
+        return;
+    } else {
+        c->file_fd = fd;
+        c->file_at = at;
+        c->file_n = n;
+    }
+    if (c->out.n > c->out_at || c->round_n >= STREAM_ROUND) {
+        wait_writable(c);
+        return;
+    }
+    size_t before = pending(c);
+    if (!conn_flush(c))
+        c->broken = true;
+    else
+        c->round_n += before - pending(c);
+}
+
 enum err edge_write_file(struct edge_req *r, int fd, uint64_t offset, size_t n)
 {
     struct conn *c = conn_of_req(r);
@@ -1265,19 +1291,8 @@ enum err edge_write_file(struct edge_req *r, int fd, uint64_t offset, size_t n)
     if (n > c->left)
         n = (size_t)c->left;
     c->left -= n;
-    if (n && !c->no_body && !c->broken) {
-        if (c->file_n && !file_to_out(c)) {
-            c->broken = true;
-        } else {
-            c->file_fd = fd;
-            c->file_at = (off_t)offset;
-            c->file_n = n;
-            if (c->out.n > c->out_at)
-                wait_writable(c);
-            else if (!conn_flush(c))
-                c->broken = true;
-        }
-    }
+    if (n && !c->no_body && !c->broken)
+        file_add(c, fd, (off_t)offset, n);
     wrote(c);
     return ERR_OK;
 }
@@ -1469,6 +1484,7 @@ static void dispatch(struct conn *c)
     }
     c->state = BUSY;
     c->deadline_ms = 0;
+    c->round_n = 0;
     c->requests++;
     c->no_body = false;
     e->stats.requests++;
@@ -1628,6 +1644,7 @@ static void on_writable(evutil_socket_t fd, short what, void *ctx)
     struct conn *c = conn_of(ctx);
     (void)fd, (void)what;
 
+    c->round_n = 0;
     if (!conn_flush(c)) {
         conn_gone(c, false);
         return;
@@ -1664,6 +1681,7 @@ static void on_later(evutil_socket_t fd, short what, void *ctx)
     while ((c = TAILQ_FIRST(&round))) {
         TAILQ_REMOVE(&round, c, later);
         c->is_later = false;
+        c->round_n = 0;
         if (c->state == DEAD) {
             conn_free(c);
         } else if (c->broken) {

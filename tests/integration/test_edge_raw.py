@@ -1,6 +1,7 @@
 """The edge alone, over raw sockets: framing, splits, pipelining, deadlines, limits, backpressure, TLS. The server is tests/unit/drive_edge.c,
 from the same build as the daemons; under the sanitizers a leak or an error makes its exit status, and with it the test, fail."""
 import concurrent.futures
+import functools
 import json
 import os
 import pathlib
@@ -19,7 +20,7 @@ import pytest
 from stack import BIN
 
 DRIVE = pathlib.Path(os.environ.get("PULLGATE_TESTS_BIN", BIN.parent / "tests")) / "drive_edge"
-CASES = pathlib.Path(os.environ.get("PULLGATE_ADVERSARIAL", "/work/shared/adversarial/cases.jsonl"))
+CASES = pathlib.Path(__file__).parent / "adversarial" / "cases.jsonl"
 LIMITS = {"head_deadline": "600ms", "body_deadline": "600ms", "tls_handshake": "600ms", "keepalive_idle": "900ms", "connections_per_ip": "600",
           "client_min_rate": "1KiB", "client_min_rate_window": "800ms"}
 
@@ -141,6 +142,11 @@ def eventually(check, seconds=8):
         if value or time.monotonic() > end:
             return value
         time.sleep(0.02)
+
+
+@functools.cache
+def sanitized():
+    return "libasan" in subprocess.run(["ldd", DRIVE], capture_output=True, text=True).stdout
 
 
 def pattern(n):
@@ -279,8 +285,6 @@ def test_a_cut_never_looks_complete(server):
 
 
 def rows():
-    if not CASES.exists():
-        return []
     return [r for r in map(json.loads, CASES.open()) if r["category"] == "parsing_smuggling" and "raw" in r]
 
 
@@ -459,7 +463,7 @@ def test_slow_reader_is_bounded_and_cut(server, path):
     time.sleep(0.3)
     growth = server.rss_kib() - base
     c = server.counters()
-    assert growth < 20 * 1024, growth  # 60 MB each were asked for
+    assert growth < 20 * 1024 * (5 if sanitized() else 1), growth  # KiB; 60 MB each were asked for. The sanitizer keeps freed memory
     assert c["peak_pending"] <= 256 * 1024 + 1024 * 1024
     assert eventually(lambda: gone(server)[1] >= before[1] + 20)  # no byte taken for a window
     for s in slow:
@@ -784,7 +788,7 @@ def test_ten_thousand_requests_leave_nothing(tmp_path):
             f.result()
     warm = s.rss_kib()
     work(False)
-    assert s.rss_kib() - warm < 1024
+    assert s.rss_kib() - warm < 1024 * (20 if sanitized() else 1)
     assert "open 0 connections 0" in s.close()
 
 
@@ -799,8 +803,7 @@ def test_idle_connections_are_cheap(tmp_path):
         read_answer(c)
         socks.append(c)
     each = (s.rss_kib() - base) * 1024 / n
-    asan = "libasan" in subprocess.run(["ldd", DRIVE], capture_output=True, text=True).stdout
-    assert asan or each < 10 * 1024, each
+    assert sanitized() or each < 10 * 1024, each
     for c in socks:
         c.close()
     s.close()
