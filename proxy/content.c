@@ -109,7 +109,7 @@ static struct asker asker_of(const struct content_op *op)
 
 static enum step answer_err(const struct content_op *op, struct content_answer *a, enum err err, const char *detail)
 {
-    a->err = err;
+    a->err = err == ERR_INVALID ? ERR_UPSTREAM : err; /* what the upstream sent is nothing that we serve */
     a->detail = detail;
     a->retry_after_s = op->retry_after_s;
     if (err == ERR_UNAVAILABLE && !a->retry_after_s)
@@ -244,7 +244,7 @@ static enum step step_resolve(struct content_op *op, struct content_answer *a, s
         return DONE;
     }
     if (op->tag_asked || (t && cur && !tag_fresh(t) && tag_failed(t))) { /* the upstream cannot say: verified content does not rot */
-        if (cur && repo_manifest_held(op->repo, &cur->digest, &e)) {
+        if (cur && op->tag_err != ERR_INVALID && repo_manifest_held(op->repo, &cur->digest, &e)) {
             *ret_d = choose(op, &cur->digest);
             return DONE;
         }

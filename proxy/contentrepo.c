@@ -845,6 +845,12 @@ struct blob_bytes *repo_manifest_held(struct repo *r, const struct digest *d, en
     return b;
 }
 
+/* What the registry called it, or, where it said nothing of use, what the upstream's adapter took it for. */
+static struct str type_of(const struct upstream_manifest *m)
+{
+    return media_type_parse(m->content_type) != MEDIA_UNKNOWN ? m->content_type : str_c(media_type_text(m->media_type));
+}
+
 static void on_manifest(void *ctx, enum err err, const struct upstream_manifest *m, const char *detail, unsigned retry_after_s)
 {
     struct flight *f = flight_of(ctx);
@@ -856,13 +862,13 @@ static void on_manifest(void *ctx, enum err err, const struct upstream_manifest 
     f->op = NULL;
     if (!err && (m->status == 304 || !digest_eq(&m->digest, &f->digest)))
         err = error_set(&why, ERR_UPSTREAM, "the manifest is not what was asked for");
-    if (err == ERR_NOT_FOUND && node != CI_NONE && closureindex_state(r->index, node) != CI_LOADED)
-        closureindex_set_state(r->index, node, CI_GONE);
+    if ((err == ERR_NOT_FOUND || err == ERR_INVALID) && node != CI_NONE && closureindex_state(r->index, node) != CI_LOADED)
+        closureindex_set_state(r->index, node, err == ERR_NOT_FOUND ? CI_GONE : CI_REFUSED);
     if (!err) {
-        b = manifest_accept(r, &f->digest, m->bytes, m->content_type, &err, &why);
-        if (err == ERR_INVALID)
-            err = ERR_UPSTREAM;
+        b = manifest_accept(r, &f->digest, m->bytes, type_of(m), &err, &why);
     }
+    if (err == ERR_INVALID) /* a document that we do not serve */
+        err = ERR_UPSTREAM;
     flight_end(f, err, why.text[0] ? why.text : detail, retry_after_s, b);
     blob_bytes_unref(&b);
 }
@@ -895,7 +901,7 @@ static void on_tag(void *ctx, enum err err, const struct upstream_manifest *m, c
         tag_resolved(r, str_c(f->tag), &m->digest, m->media_type, m->size);
         if (f->want_bytes) { /* a document that is refused is told by whoever wants to serve it */
             enum err e;
-            b = manifest_accept(r, &m->digest, m->bytes, m->content_type, &e, &why);
+            b = manifest_accept(r, &m->digest, m->bytes, type_of(m), &e, &why);
             if (e)
                 log_debug("%s:%s: %s", r->name, f->tag, why.text);
         }
@@ -903,7 +909,7 @@ static void on_tag(void *ctx, enum err err, const struct upstream_manifest *m, c
         tag_vanished(r, str_c(f->tag));
     } else {
         struct tag *t = repo_tag(r, str_c(f->tag));
-        if (t)
+        if (t && err != ERR_INVALID) /* that is an answer */
             t->failed_ms = repos_now_ms(r->repos);
     }
     flight_end(f, err, why.text[0] ? why.text : detail, retry_after_s, b);

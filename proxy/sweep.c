@@ -319,9 +319,10 @@ static struct sweep *sweep_of(struct sweep *s)
 
 static void sweep_run(struct sweep *s);
 
+/* Also "there is none" and "it is none that we serve" are answers. */
 static bool settles(enum err e)
 {
-    return e == ERR_OK || e == ERR_NOT_FOUND;
+    return e == ERR_OK || e == ERR_NOT_FOUND || e == ERR_INVALID;
 }
 
 static void on_task(void *ctx, const struct flight_end *e);
