@@ -69,6 +69,7 @@ struct api {
 
     /* the caller; strings live as long as the request */
     char *vendor_id, *token_id, *actor; /* actor: "token:<id>", "customer:<id>" */
+    char *zone;                         /* of the vendor; api_zone() */
     enum role role;
     char *customer_id, *credential_id, *license_id; /* portal; license_id "" unless the credential is bound to one */
     char peer[64];
@@ -98,8 +99,8 @@ struct api {
 
     /* audit, set by a handler that changes something */
     char *audit_object;
-    struct jv *before, *after;
-    bool wrote_outbox;
+    struct jv *before, *after; /* without secrets; owned by rq */
+    bool poke_sync;            /* after the commit: the sync should look soon */
 };
 
 typedef enum err api_fn(struct api *rq);
@@ -132,11 +133,15 @@ struct route {
 /* Refuse: fills rq->error and rq->code, returns e. field may be NULL. */
 enum err api_fail(struct api *rq, enum err e, const char *code, const char *field, const char *fmt, ...)
     __attribute__((format(printf, 5, 6)));
-/* Pass on a failure of the store: ERR_UNAVAILABLE as such; ERR_CONFLICT of a UNIQUE column as 409 `conflict` with its field. */
-enum err api_fail_store(struct api *rq, enum err e, const struct error *error);
+/* A failure of the store needs no api_fail(): a handler passes &rq->error to the store and returns what came. ERR_CONFLICT then
+ * becomes a 409 that names the column of the unique constraint, ERR_UNAVAILABLE and ERR_INTERNAL answers without detail. */
 enum err api_not_found(struct api *rq, const char *what);
 /* Compare If-Match with the object's etag (rev): ERR_PRECONDITION when sent and different. Sets rq->etag. */
 enum err api_check_etag(struct api *rq, int64_t rev) MUST_USE;
+
+/* The name of a member in a refusal, cut where it is too long: api_field(field, "grants[%zu].value", i). */
+#define API_FIELD_MAX 96
+void api_field(char ret[API_FIELD_MAX], const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 /* Query parameters, decoded; false when absent or empty. ret is reset first. */
 bool api_query(struct api *rq, const char *name, struct strbuf *ret);
@@ -160,5 +165,24 @@ struct jv *api_list(struct api *rq);
 const char *api_zone(struct api *rq);
 /* Add a raw JSON column's text to obj as key. */
 void api_set_json(struct jv *obj, const char *key, struct str text);
+
+/* A member of the body is there (also as null). */
+bool api_has(const struct api *rq, const char *name);
+/* Times of an object of the body; field names the member in a refusal. *ret is 0 for null, and untouched when the member is absent. */
+enum err api_time_start(struct api *rq, const struct jv *obj, const char *name, const char *field, int64_t *ret) MUST_USE;
+enum err api_time_end(struct api *rq, const struct jv *obj, const char *name, const char *field, int64_t *ret) MUST_USE;
+
+/* Used by http.c: the body against the schema of the route; refuses with unknown_field, missing_field or invalid_field. */
+enum err api_check_body(struct api *rq, const struct jv *doc, const struct schema *schema) MUST_USE;
+/* Sets the audit's object and, for a created one, rq->location as well: path "/api/v1/customers/" and the id. */
+void api_audit_object(struct api *rq, const char *id);
+void api_created(struct api *rq, const char *path, const char *id);
+void api_set_etag(struct api *rq, struct jv *obj, int64_t rev);
+/* A slug: lower-case letters and digits, single '.', '_', '-' between them, at most 64. */
+bool api_slug_valid(struct str s);
+/* A slug out of a name, "customer" when nothing of it can be used. */
+void api_slug_of(struct str name, const char *dflt, struct strbuf *ret);
+/* The first column of the first row as text; *ret_found false when there is no row. One text parameter. */
+enum err api_lookup(struct api *rq, const char *sql, struct str param, struct strbuf *ret, bool *ret_found) MUST_USE;
 
 #endif

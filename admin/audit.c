@@ -12,6 +12,11 @@ static const char AUDIT_SELECT[] =
     "SELECT seq, vendor_id, at_ms, actor, address, request_id, action, object, outcome, before, after, prev_hash, hash"
     " FROM audit";
 
+static struct str audit_text(const char *c)
+{
+    return c ? str_c(c) : S("");
+}
+
 /* Every field with its length before it: no two records have the same text. */
 static void audit_add_field(struct strbuf *b, struct str v)
 {
@@ -59,8 +64,9 @@ enum err audit_put(struct store *s, const struct keyring *k, const struct audit_
     int64_t seq = last + 1, at_ms = clock_now_ms();
 
     const struct str fields[] = {
-        str_c(r->vendor_id), str_c(r->actor),   str_c(r->address), str_c(r->request_id), str_c(r->action),
-        str_c(r->object),    str_c(r->outcome), sb_str(&before),   sb_str(&after),       sb_str(&prev),
+        audit_text(r->vendor_id), audit_text(r->actor),  audit_text(r->address), audit_text(r->request_id),
+        audit_text(r->action),    audit_text(r->object), audit_text(r->outcome), sb_str(&before),
+        sb_str(&after),           sb_str(&prev),
     };
     sb_addf(&text, "%lld,%lld,", (long long)seq, (long long)at_ms);
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)

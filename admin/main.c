@@ -1,13 +1,275 @@
 /* pullgate-admin: the control plane. Arguments, configuration, start and stop of the parts; what they do stands in their files. */
+#include <getopt.h>
+#include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "admin.h"
+#include "db.h"
+#include "events.h"
+#include "http.h"
+#include "projector.h"
+#include "pullgate/config.h"
+#include "pullgate/edge.h"
+#include "pullgate/log.h"
+#include "pullgate/loop.h"
+#include "pullgate/mem.h"
+#include "pullgate/seal.h"
+#include "pullgate/str.h"
+#include "start.h"
+#include "sync.h"
+
+#define QUEUE_MAX      256 /* requests that may wait for a database thread */
+#define QUEUE_SLOW_MAX 16  /* that may wait for a network */
+#define CLOCK_CHECK_MS 60000
+
+static const char USAGE[] = "usage: pullgate-admin [--config FILE] [--check | --show-config | --version]\n";
+
+struct process {
+    struct admin admin;
+    struct watch *sigterm, *sigint, *sighup;
+    struct timer *clock_timer, *drain_timer;
+    bool is_stopping;
+};
+
+/* ---- signals ------------------------------------------------------------------------------------------------------------ */
+
+static void on_drained(void *ctx)
+{
+    struct process *p = ctx;
+    loop_stop(p->admin.loop);
+}
+
+static void on_terminate(void *ctx, int fd, unsigned ready)
+{
+    struct process *p = ctx;
+    (void)fd, (void)ready;
+    if (p->is_stopping) {
+        log_warn("told to end twice: what runs is cut");
+        loop_stop(p->admin.loop);
+        return;
+    }
+    p->is_stopping = true;
+    log_info("draining");
+    timer_set(p->drain_timer, p->admin.cfg->limits.drain_ms);
+    http_drain(p->admin.http, on_drained, p);
+}
+
+static void on_drain_over(void *ctx)
+{
+    struct process *p = ctx;
+    log_warn("clients did not leave in time");
+    loop_stop(p->admin.loop);
+}
+
+/* The level of the log and the bootstrap token may change while the daemon runs; the rest needs a restart. A file that is wrong
+ * changes nothing. */
+static void on_reload(void *ctx, int fd, unsigned ready)
+{
+    struct process *p = ctx;
+    (void)fd, (void)ready;
+    struct config *next;
+    struct error error = {0};
+    enum log_level level;
+    if (config_load(p->admin.cfg->path, &next, &error)) {
+        log_error("reload: %s; the configuration stays", error.text);
+        return;
+    }
+    if (next->log.level && log_level_parse(next->log.level, &level))
+        log_set_level(level);
+    config_unref(&next);
+    start_reload_token(&p->admin);
+    log_info("reloaded");
+}
+
+static void clock_is_bad(void *ctx)
+{
+    struct process *p = ctx;
+    log_error("the clock is more than five minutes behind what it was: validity windows cannot be trusted");
+    http_set_clock_bad(p->admin.http, true);
+}
+
+static void clock_is_good(void *ctx)
+{
+    struct process *p = ctx;
+    http_set_clock_bad(p->admin.http, false);
+}
+
+/* In the writer's thread. */
+static void on_clock_checked(void *ctx, enum err err, bool is_bad)
+{
+    struct process *p = ctx;
+    if (!err)
+        loop_post(p->admin.loop, is_bad ? clock_is_bad : clock_is_good, p);
+}
+
+static void on_clock(void *ctx)
+{
+    struct process *p = ctx;
+    start_watch_clock(&p->admin, on_clock_checked, p);
+    timer_set(p->clock_timer, CLOCK_CHECK_MS);
+}
+
+/* ---- start and stop ------------------------------------------------------------------------------------------------------ */
+
+static void on_commit(void *ctx)
+{
+    struct admin *a = ctx;
+    /* Set once, before requests are served, and cleared after this thread has ended. */
+    struct projector *projector = __atomic_load_n(&a->projector, __ATOMIC_ACQUIRE);
+    if (projector)
+        projector_poke(projector);
+}
+
+static enum err start_databases(struct admin *a, struct error *reterr)
+{
+    struct db_options o = {.url = a->cfg->store.url, .name = "db-write", .queue_max = QUEUE_MAX, .on_commit = on_commit, .ctx = a};
+    enum err err = db_start(&o, &a->writer, reterr);
+    o = (struct db_options){.url = a->cfg->store.url, .name = "db-read", .read_only = true, .queue_max = QUEUE_MAX};
+    if (!err)
+        err = db_start(&o, &a->reader, reterr);
+    o.name = "db-slow";
+    o.queue_max = QUEUE_SLOW_MAX;
+    if (!err)
+        err = db_start(&o, &a->slow, reterr);
+    return err;
+}
+
+static enum err start_all(struct process *p, struct error *reterr)
+{
+    struct admin *a = &p->admin;
+    bool is_bad = false;
+    enum err err = keyring_open(a->cfg->keys.path, true, &a->keys, reterr);
+    if (!err)
+        err = start_databases(a, reterr);
+    if (!err)
+        err = start_vendor(a, reterr);
+    if (!err)
+        err = start_bootstrap_token(a, reterr);
+    if (!err)
+        err = start_check_clock(a, &is_bad, reterr);
+    if (err)
+        return err;
+    __atomic_store_n(&a->projector, projector_start(a->cfg, a->keys, a->writer), __ATOMIC_RELEASE);
+    a->events = events_start(a);
+    a->sync = sync_start(a);
+    a->http = http_new(a);
+    http_set_clock_bad(a->http, is_bad);
+    return http_listen(a->http, reterr);
+}
+
+static void stop_all(struct process *p)
+{
+    struct admin *a = &p->admin;
+    /* Those that write through the writer first, then the readers, then the writer, which still tells the projector. */
+    sync_stop(&a->sync);
+    events_stop(&a->events);
+    db_stop(&a->slow);
+    db_stop(&a->reader);
+    db_stop(&a->writer);
+    projector_stop(&a->projector);
+    http_free(&a->http);
+    timer_free(&p->clock_timer);
+    timer_free(&p->drain_timer);
+    watch_free(&p->sigterm);
+    watch_free(&p->sigint);
+    watch_free(&p->sighup);
+    loop_free(a->loop);
+    if (a->keys)
+        keyring_free(a->keys);
+}
+
+static int run(struct config *cfg)
+{
+    struct process p = {.admin = {.cfg = cfg}};
+    struct error error = {0};
+    struct admin *a = &p.admin;
+    signal(SIGPIPE, SIG_IGN);
+    a->loop = loop_new();
+    p.clock_timer = timer_new(a->loop, on_clock, &p);
+    p.drain_timer = timer_new(a->loop, on_drain_over, &p);
+    enum err err = start_all(&p, &error);
+    if (err) {
+        log_error("cannot start: %s", error.text[0] ? error.text : err_text(err));
+    } else {
+        p.sigterm = watch_signal(a->loop, SIGTERM, on_terminate, &p);
+        p.sigint = watch_signal(a->loop, SIGINT, on_terminate, &p);
+        p.sighup = watch_signal(a->loop, SIGHUP, on_reload, &p);
+        timer_set(p.clock_timer, CLOCK_CHECK_MS);
+        log_info("pullgate-admin " PULLGATE_VERSION " serves");
+        loop_run(a->loop);
+        log_info("ending");
+    }
+    stop_all(&p);
+    return err ? 1 : 0;
+}
 
 int main(int argc, char **argv)
 {
-    if (argc == 2 && strcmp(argv[1], "--version") == 0) {
-        puts("pullgate-admin " PULLGATE_VERSION);
-        return 0;
+    static const struct option options[] = {
+        {"config", required_argument, NULL, 'c'}, {"check", no_argument, NULL, 'k'}, {"show-config", no_argument, NULL, 's'},
+        {"version", no_argument, NULL, 'v'},      {"help", no_argument, NULL, 'h'},  {NULL, 0, NULL, 0},
+    };
+    const char *path = NULL;
+    bool check = false, show = false;
+    for (int c; (c = getopt_long(argc, argv, "c:", options, NULL)) != -1;) {
+        switch (c) {
+        case 'c':
+            path = optarg;
+            break;
+        case 'k':
+            check = true;
+            break;
+        case 's':
+            show = true;
+            break;
+        case 'v':
+            puts("pullgate-admin " PULLGATE_VERSION);
+            return 0;
+        case 'h':
+            fputs(USAGE, stdout);
+            return 0;
+        default:
+            fputs(USAGE, stderr);
+            return 2;
+        }
     }
-    fputs("usage: pullgate-admin --version\n", stderr);
-    return 2;
+    if (optind != argc) {
+        fputs(USAGE, stderr);
+        return 2;
+    }
+
+    struct config *cfg;
+    struct error error = {0};
+    if (config_load(path, &cfg, &error)) {
+        fprintf(stderr, "pullgate-admin: %s\n", error.text);
+        return 1;
+    }
+    int rc = 0;
+    if (check) {
+        puts("the configuration is good");
+    } else if (show) {
+        struct strbuf text = {0};
+        config_show(cfg, &text);
+        fputs(text.p ? text.p : "", stdout);
+        sb_free(&text);
+    } else {
+        enum log_level level = LOG_LEVEL_INFO;
+        if (cfg->log.level && !log_level_parse(cfg->log.level, &level))
+            level = LOG_LEVEL_INFO;
+        log_init("pullgate-admin", level);
+        umask(077);
+        prctl(PR_SET_DUMPABLE, 0);
+        setrlimit(RLIMIT_CORE, &(struct rlimit){0, 0});
+        prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+        rc = run(cfg);
+    }
+    config_unref(&cfg);
+    return rc;
 }

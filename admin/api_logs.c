@@ -1,0 +1,302 @@
+/* What happened: the pull log, the audit log and the history of licenses. Newest first. */
+#include <stdio.h>
+#include <string.h>
+
+#include "api_routes.h"
+#include "audit.h"
+#include "pullgate/clock.h"
+#include "pullgate/mem.h"
+
+static const struct field PULL_FIELDS[] = {
+    {.name = "id", .type = FIELD_STRING, .about = "request id, as the client was shown it"},
+    {.name = "at", .type = FIELD_TIME},
+    {.name = "customer_id", .type = FIELD_STRING, .flags = FIELD_EMPTY},
+    {.name = "credential_id", .type = FIELD_STRING, .flags = FIELD_EMPTY},
+    {.name = "license_id", .type = FIELD_STRING, .flags = FIELD_EMPTY},
+    {.name = "application_id", .type = FIELD_STRING, .flags = FIELD_EMPTY},
+    {.name = "repository", .type = FIELD_STRING, .flags = FIELD_EMPTY},
+    {.name = "reference", .type = FIELD_STRING, .flags = FIELD_EMPTY},
+    {.name = "tag", .type = FIELD_STRING, .flags = FIELD_EMPTY},
+    {.name = "digest", .type = FIELD_STRING, .flags = FIELD_EMPTY},
+    {.name = "decision", .type = FIELD_STRING},
+    {.name = "reason", .type = FIELD_STRING},
+    {.name = "client", .type = FIELD_STRING, .flags = FIELD_EMPTY},
+    {.name = "agent", .type = FIELD_STRING, .flags = FIELD_EMPTY},
+    {.name = "proxy", .type = FIELD_STRING, .flags = FIELD_EMPTY},
+    {.name = "method", .type = FIELD_STRING, .flags = FIELD_EMPTY},
+    {.name = "bytes", .type = FIELD_INT},
+    {.name = NULL},
+};
+static const struct schema PULL = {"Pull", PULL_FIELDS};
+
+static const struct field AUDIT_FIELDS[] = {
+    {.name = "seq", .type = FIELD_INT},
+    {.name = "at", .type = FIELD_TIME},
+    {.name = "actor", .type = FIELD_STRING, .flags = FIELD_EMPTY},
+    {.name = "address", .type = FIELD_STRING, .flags = FIELD_EMPTY},
+    {.name = "request_id", .type = FIELD_STRING, .flags = FIELD_EMPTY},
+    {.name = "action", .type = FIELD_STRING},
+    {.name = "object", .type = FIELD_STRING, .flags = FIELD_EMPTY},
+    {.name = "outcome", .type = FIELD_STRING, .about = "ok, or the code it was refused with"},
+    {.name = "before", .type = FIELD_MAP, .flags = FIELD_NULL},
+    {.name = "after", .type = FIELD_MAP, .flags = FIELD_NULL},
+    {.name = "hash", .type = FIELD_STRING, .about = "HMAC over the record and the hash before it"},
+    {.name = NULL},
+};
+static const struct schema AUDIT = {"AuditRecord", AUDIT_FIELDS};
+
+static const struct field AUDIT_VERIFY_FIELDS[] = {
+    {.name = "ok", .type = FIELD_BOOL},
+    {.name = "records", .type = FIELD_INT},
+    {.name = "detail", .type = FIELD_STRING, .flags = FIELD_EMPTY},
+    {.name = NULL},
+};
+static const struct schema AUDIT_VERIFY = {"AuditVerification", AUDIT_VERIFY_FIELDS};
+
+static const struct field EVENT_FIELDS[] = {
+    {.name = "id", .type = FIELD_INT},
+    {.name = "at", .type = FIELD_TIME},
+    {.name = "event", .type = FIELD_STRING},
+    {.name = "customer_id", .type = FIELD_STRING},
+    {.name = "license_id", .type = FIELD_STRING},
+    {.name = "actor", .type = FIELD_STRING},
+    {.name = "from_status", .type = FIELD_STRING, .flags = FIELD_EMPTY},
+    {.name = "to_status", .type = FIELD_STRING, .flags = FIELD_EMPTY},
+    {.name = "reason", .type = FIELD_STRING, .flags = FIELD_EMPTY},
+    {.name = "data", .type = FIELD_MAP},
+    {.name = NULL},
+};
+static const struct schema EVENT = {"Event", EVENT_FIELDS};
+
+static void set_time_ms(struct jv *v, const char *key, int64_t at_ms)
+{
+    char text[CLOCK_RFC3339_MAX];
+    jv_set_c(v, key, clock_rfc3339_ms(at_ms, text));
+}
+
+/* Lists go backwards: from the cursor's place, or from the end. The id of a log's row is a number. */
+static void page_backwards(const struct page *p, int64_t *ret_key, int64_t *ret_id)
+{
+    uint64_t id = 0;
+    *ret_key = p->has_cursor ? p->after_key : INT64_MAX;
+    *ret_id = p->has_cursor && str_to_u64(str_c(p->after_id), &id) && id < INT64_MAX ? (int64_t)id : INT64_MAX;
+}
+
+static bool take_row(struct page *p, struct jv *out, int64_t key, int64_t id)
+{
+    char text[32];
+    snprintf(text, sizeof text, "%lld", (long long)id);
+    return api_page_take(p, out, key, text);
+}
+
+/* ---- pulls ------------------------------------------------------------------------------------------------------------- */
+
+/* The index that narrows most: of the license, of the customer, else of the vendor. */
+#define PULL_QUERY(by)                                                                                                                     \
+    "SELECT id, event_id, at_ms, customer_id, credential_id, license_id, application_id, repository, reference, tag, digest, decision, "   \
+    "reason,"                                                                                                                              \
+    " client, agent, proxy, method, bytes FROM pulls WHERE " by                                                                            \
+    " AND vendor_id=?1 AND (?2='' OR customer_id=?2) AND (?3='' OR license_id=?3)"                                                         \
+    " AND (?4='' OR repository=?4) AND (?5='' OR decision=?5) AND (?6='' OR reason=?6) AND at_ms>=?7 AND at_ms<?8 AND (at_ms, id) < "      \
+    "(?9,?10)"                                                                                                                             \
+    " ORDER BY at_ms DESC, id DESC LIMIT ?11"
+
+static enum err pull_customer(struct api *rq, struct strbuf *id_or_slug)
+{
+    struct store_stmt *st = NULL;
+    bool row = false;
+    if (!id_or_slug->n)
+        return ERR_OK;
+    enum err err = store_query(rq->store, &st, &rq->error, "SELECT id FROM customers WHERE vendor_id=? AND (id=? OR slug=?)", "zss",
+                               rq->vendor_id, sb_str(id_or_slug), sb_str(id_or_slug));
+    if (!err)
+        err = store_step(st, &row, &rq->error);
+    if (!err && row) {
+        sb_reset(id_or_slug);
+        sb_add(id_or_slug, store_col_str(st, 0));
+    }
+    store_done(&st);
+    return err;
+}
+
+static enum err pull_list(struct api *rq)
+{
+    static const char *const names[] = {"customer", "license", "repository", "decision", "reason"};
+    struct strbuf f[5] = {{0}};
+    struct page page;
+    struct store_stmt *st = NULL;
+    int64_t from = 0, to = 0, key, id;
+    bool row;
+    enum err err = api_page(rq, &page);
+    if (!err)
+        err = api_query_time(rq, "from", &from);
+    if (!err)
+        err = api_query_time(rq, "to", &to);
+    for (size_t i = 0; i < 5; i++)
+        api_query(rq, names[i], &f[i]);
+    if (!err)
+        err = pull_customer(rq, &f[0]);
+    if (err)
+        goto out;
+    page_backwards(&page, &key, &id);
+    struct jv *items = api_list(rq);
+    const char *sql = f[1].n ? PULL_QUERY("license_id=?3") : f[0].n ? PULL_QUERY("customer_id=?2") : PULL_QUERY("vendor_id=?1");
+    err = store_query(rq->store, &st, &rq->error, sql, "zsssssiiiii", rq->vendor_id, sb_str(&f[0]), sb_str(&f[1]), sb_str(&f[2]),
+                      sb_str(&f[3]), sb_str(&f[4]), from * 1000, to ? to * 1000 : INT64_MAX, key, id, (int64_t)page.limit + 1);
+    while (!err) {
+        err = store_step(st, &row, &rq->error);
+        if (err || !row || !take_row(&page, rq->out, store_col_int(st, 2), store_col_int(st, 0)))
+            break;
+        struct jv *v = jv_object();
+        jv_set_str(v, "id", store_col_str(st, 1));
+        set_time_ms(v, "at", store_col_int(st, 2));
+        static const char *const texts[] = {"customer_id", "credential_id", "license_id", "application_id", "repository",
+                                            "reference",   "tag",           "digest",     "decision",       "reason",
+                                            "client",      "agent",         "proxy",      "method"};
+        for (int i = 0; i < (int)(sizeof texts / sizeof texts[0]); i++)
+            jv_set_str(v, texts[i], store_col_str(st, 3 + i));
+        jv_set_int(v, "bytes", store_col_int(st, 17));
+        jv_push(items, v);
+    }
+    store_done(&st);
+out:
+    for (size_t i = 0; i < 5; i++)
+        sb_free(&f[i]);
+    return err;
+}
+
+/* ---- audit ------------------------------------------------------------------------------------------------------------- */
+
+static enum err audit_list(struct api *rq)
+{
+    static const char *const names[] = {"object", "actor", "action"};
+    struct strbuf f[3] = {{0}};
+    struct page page;
+    struct store_stmt *st = NULL;
+    int64_t from = 0, to = 0, key, id;
+    bool row;
+    enum err err = api_page(rq, &page);
+    if (!err)
+        err = api_query_time(rq, "from", &from);
+    if (!err)
+        err = api_query_time(rq, "to", &to);
+    if (err)
+        return err;
+    for (size_t i = 0; i < 3; i++)
+        api_query(rq, names[i], &f[i]);
+    page_backwards(&page, &key, &id);
+    struct jv *items = api_list(rq);
+    err = store_query(rq->store, &st, &rq->error,
+                      "SELECT seq, at_ms, actor, address, request_id, action, object, outcome, before, after, hash FROM audit"
+                      " WHERE vendor_id=?1 AND (?2='' OR object=?2) AND (?3='' OR actor=?3) AND (?4='' OR action=?4) AND at_ms>=?5 AND "
+                      "at_ms<?6 AND seq<?7"
+                      " ORDER BY seq DESC LIMIT ?8",
+                      "zsssiiii", rq->vendor_id, sb_str(&f[0]), sb_str(&f[1]), sb_str(&f[2]), from * 1000, to ? to * 1000 : INT64_MAX, id,
+                      (int64_t)page.limit + 1);
+    while (!err) {
+        err = store_step(st, &row, &rq->error);
+        if (err || !row || !take_row(&page, rq->out, 0, store_col_int(st, 0)))
+            break;
+        struct jv *v = jv_object();
+        jv_set_int(v, "seq", store_col_int(st, 0));
+        set_time_ms(v, "at", store_col_int(st, 1));
+        static const char *const texts[] = {"actor", "address", "request_id", "action", "object", "outcome"};
+        for (int i = 0; i < 6; i++)
+            jv_set_str(v, texts[i], store_col_str(st, 2 + i));
+        api_set_json(v, "before", store_col_str(st, 8));
+        api_set_json(v, "after", store_col_str(st, 9));
+        jv_set_str(v, "hash", store_col_str(st, 10));
+        jv_push(items, v);
+    }
+    store_done(&st);
+    for (size_t i = 0; i < 3; i++)
+        sb_free(&f[i]);
+    return err;
+}
+
+static enum err audit_check(struct api *rq)
+{
+    int64_t records = 0;
+    enum err err = audit_verify(rq->store, rq->admin->keys, &records, &rq->error);
+    if (err && err != ERR_INVALID)
+        return err;
+    rq->out = jv_object();
+    jv_set_bool(rq->out, "ok", err == ERR_OK);
+    jv_set_int(rq->out, "records", records);
+    jv_set_c(rq->out, "detail", err ? rq->error.text : "");
+    return ERR_OK;
+}
+
+/* ---- events ------------------------------------------------------------------------------------------------------------ */
+
+static enum err event_list(struct api *rq)
+{
+    static const char *const names[] = {"license", "customer", "event"};
+    struct strbuf f[3] = {{0}};
+    struct page page;
+    struct store_stmt *st = NULL;
+    int64_t key, id;
+    bool row;
+    enum err err = api_page(rq, &page);
+    if (err)
+        return err;
+    for (size_t i = 0; i < 3; i++)
+        api_query(rq, names[i], &f[i]);
+    err = pull_customer(rq, &f[1]);
+    page_backwards(&page, &key, &id);
+    struct jv *items = api_list(rq);
+    if (!err)
+        err =
+            store_query(rq->store, &st, &rq->error,
+                        "SELECT id, at_ms, event, customer_id, license_id, actor, from_status, to_status, reason, data FROM license_history"
+                        " WHERE vendor_id=?1 AND (?2='' OR license_id=?2) AND (?3='' OR customer_id=?3) AND (?4='' OR event=?4) AND id<?5"
+                        " ORDER BY id DESC LIMIT ?6",
+                        "zsssii", rq->vendor_id, sb_str(&f[0]), sb_str(&f[1]), sb_str(&f[2]), id, (int64_t)page.limit + 1);
+    while (!err) {
+        err = store_step(st, &row, &rq->error);
+        if (err || !row || !take_row(&page, rq->out, 0, store_col_int(st, 0)))
+            break;
+        struct jv *v = jv_object();
+        jv_set_int(v, "id", store_col_int(st, 0));
+        set_time_ms(v, "at", store_col_int(st, 1));
+        static const char *const texts[] = {"event", "customer_id", "license_id", "actor", "from_status", "to_status", "reason"};
+        for (int i = 0; i < 7; i++)
+            jv_set_str(v, texts[i], store_col_str(st, 2 + i));
+        api_set_json(v, "data", store_col_str(st, 9));
+        jv_push(items, v);
+    }
+    store_done(&st);
+    for (size_t i = 0; i < 3; i++)
+        sb_free(&f[i]);
+    return err;
+}
+
+static const struct query_param PULL_PARAMS[] = {
+    {"customer", "id or slug"},
+    {"license", "id"},
+    {"repository", "public name"},
+    {"decision", "allow or deny"},
+    {"reason", "reason code"},
+    {"from", "instant or date, inclusive"},
+    {"to", "instant or date, exclusive"},
+    {NULL, NULL},
+};
+static const struct query_param AUDIT_PARAMS[] = {
+    {"object", "id of what was changed"}, {"actor", "token:<id>"},
+    {"action", "such as license.create"}, {"from", "instant or date, inclusive"},
+    {"to", "instant or date, exclusive"}, {NULL, NULL},
+};
+static const struct query_param EVENT_PARAMS[] = {
+    {"license", "id"}, {"customer", "id or slug"}, {"event", "such as license.suspended"}, {NULL, NULL}};
+
+const struct route LOG_ROUTES[] = {
+    {HEAD_GET, "/api/v1/pulls", pull_list, ROLE_VIEWER, ROUTE_LIST, NULL, &PULL, PULL_PARAMS, "pull.list",
+     "Pulls and denials, newest first"},
+    {HEAD_GET, "/api/v1/audit", audit_list, ROLE_VIEWER, ROUTE_LIST, NULL, &AUDIT, AUDIT_PARAMS, "audit.list",
+     "Who changed what, or tried to, newest first"},
+    {HEAD_GET, "/api/v1/audit/verification", audit_check, ROLE_OWNER, ROUTE_SLOW, NULL, &AUDIT_VERIFY, NULL, "audit.verify",
+     "Check the chain of the whole audit log"},
+    {HEAD_GET, "/api/v1/events", event_list, ROLE_VIEWER, ROUTE_LIST, NULL, &EVENT, EVENT_PARAMS, "event.list",
+     "History of licenses, newest first"},
+    {.path = NULL},
+};

@@ -1,0 +1,16 @@
+/* The tables of routes of the admin API, and what its resources share. */
+#ifndef ADMIN_API_ROUTES_H
+#define ADMIN_API_ROUTES_H
+
+#include "api.h"
+
+extern const struct route VENDOR_ROUTES[];      /* api_vendors.c: vendors, tokens */
+extern const struct route UPSTREAM_ROUTES[];    /* api_upstreams.c */
+extern const struct route APPLICATION_ROUTES[]; /* api_applications.c: applications, repositories, versions, sync */
+extern const struct route CUSTOMER_ROUTES[];    /* api_customers.c: customers, credentials */
+extern const struct route LICENSE_ROUTES[];     /* api_licenses.c: licenses, their actions, grants */
+extern const struct route LOG_ROUTES[];         /* api_logs.c: pulls, audit, events */
+extern const struct route EXPLAIN_ROUTES[];     /* explain.c */
+extern const struct route META_ROUTES[];        /* openapi.c */
+
+#endif

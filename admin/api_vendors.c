@@ -1,0 +1,355 @@
+/* Vendors and the tokens of the admin API. A vendor sees itself; the owner of the first vendor, who runs the deployment, makes further
+ * ones. */
+#include <string.h>
+
+#include "api_routes.h"
+#include "outbox.h"
+#include "pullgate/clock.h"
+#include "pullgate/credential.h"
+#include "pullgate/mem.h"
+
+/* ---- schemas ----------------------------------------------------------------------------------------------------------- */
+
+static const struct field VENDOR_FIELDS[] = {
+    {.name = "id", .type = FIELD_STRING},
+    {.name = "slug", .type = FIELD_STRING},
+    {.name = "name", .type = FIELD_STRING},
+    {.name = "time_zone", .type = FIELD_STRING, .about = "IANA name; a date of an expiry ends in this zone"},
+    {.name = "renew_url", .type = FIELD_STRING, .flags = FIELD_EMPTY, .about = "shown in denials"},
+    {.name = "support_contact", .type = FIELD_STRING, .flags = FIELD_EMPTY},
+    {.name = "created_at", .type = FIELD_TIME},
+    {.name = "updated_at", .type = FIELD_TIME},
+    {.name = "etag", .type = FIELD_STRING},
+    {.name = "token", .type = FIELD_SECRET, .flags = FIELD_OPTIONAL, .about = "of its first owner; shown once, at creation"},
+    {.name = NULL},
+};
+static const struct schema VENDOR = {"Vendor", VENDOR_FIELDS};
+
+static const struct field VENDOR_CREATE_FIELDS[] = {
+    {.name = "slug", .type = FIELD_STRING, .flags = FIELD_REQUIRED, .max = 64, .about = "owns the repository names under it and a slash"},
+    {.name = "name", .type = FIELD_STRING, .flags = FIELD_REQUIRED},
+    {.name = "time_zone", .type = FIELD_STRING, .max = 64},
+    {.name = "renew_url", .type = FIELD_STRING, .flags = FIELD_EMPTY, .max = 500},
+    {.name = "support_contact", .type = FIELD_STRING, .flags = FIELD_EMPTY},
+    {.name = NULL},
+};
+static const struct schema VENDOR_CREATE = {"VendorCreate", VENDOR_CREATE_FIELDS};
+static const struct schema VENDOR_UPDATE = {"VendorUpdate", VENDOR_CREATE_FIELDS + 1 /* without slug */};
+
+static const struct field TOKEN_FIELDS[] = {
+    {.name = "id", .type = FIELD_STRING},
+    {.name = "name", .type = FIELD_STRING},
+    {.name = "role", .type = FIELD_STRING, .one_of = "owner|admin|viewer"},
+    {.name = "prefix", .type = FIELD_STRING, .flags = FIELD_EMPTY},
+    {.name = "is_bootstrap", .type = FIELD_BOOL, .about = "the one in admin.bootstrap_token_file"},
+    {.name = "created_at", .type = FIELD_TIME},
+    {.name = "expires_at", .type = FIELD_TIME},
+    {.name = "revoked_at", .type = FIELD_TIME},
+    {.name = "last_used_at", .type = FIELD_TIME},
+    {.name = "last_used_from", .type = FIELD_STRING, .flags = FIELD_EMPTY},
+    {.name = "token", .type = FIELD_SECRET, .flags = FIELD_OPTIONAL, .about = "shown once, at creation"},
+    {.name = NULL},
+};
+static const struct schema TOKEN = {"Token", TOKEN_FIELDS};
+
+static const struct field TOKEN_CREATE_FIELDS[] = {
+    {.name = "name", .type = FIELD_STRING, .flags = FIELD_REQUIRED},
+    {.name = "role", .type = FIELD_STRING, .flags = FIELD_REQUIRED, .one_of = "owner|admin|viewer", .about = "viewer may only read"},
+    {.name = "expires_at", .type = FIELD_TIME},
+    {.name = NULL},
+};
+static const struct schema TOKEN_CREATE = {"TokenCreate", TOKEN_CREATE_FIELDS};
+
+/* ---- vendors ----------------------------------------------------------------------------------------------------------- */
+
+#define VENDOR_COLUMNS "id, slug, name, time_zone, renew_url, support_contact, created_at, updated_at, rev, is_first"
+
+static struct jv *vendor_print(const struct store_stmt *st)
+{
+    struct jv *v = jv_object();
+    jv_set_str(v, "id", store_col_str(st, 0));
+    jv_set_str(v, "slug", store_col_str(st, 1));
+    jv_set_str(v, "name", store_col_str(st, 2));
+    jv_set_str(v, "time_zone", store_col_str(st, 3));
+    jv_set_str(v, "renew_url", store_col_str(st, 4));
+    jv_set_str(v, "support_contact", store_col_str(st, 5));
+    jv_set_time(v, "created_at", store_col_int(st, 6));
+    jv_set_time(v, "updated_at", store_col_int(st, 7));
+    struct strbuf etag = {0};
+    sb_addf(&etag, "%lld", (long long)store_col_int(st, 8));
+    jv_set_str(v, "etag", sb_str(&etag));
+    sb_free(&etag);
+    return v;
+}
+
+static enum err vendor_load(struct api *rq, struct str id, struct jv **ret, int64_t *ret_rev, bool *ret_is_first)
+{
+    struct store_stmt *st = NULL;
+    bool row = false;
+    enum err err = store_query(rq->store, &st, &rq->error, "SELECT " VENDOR_COLUMNS " FROM vendors WHERE id=?", "s", id);
+    if (!err)
+        err = store_step(st, &row, &rq->error);
+    if (!err && !row)
+        err = api_not_found(rq, "vendor");
+    if (!err) {
+        *ret = vendor_print(st);
+        *ret_rev = store_col_int(st, 8);
+        *ret_is_first = store_col_int(st, 9) != 0;
+    }
+    store_done(&st);
+    return err;
+}
+
+/* Answers the vendor of id, with its ETag. */
+static enum err vendor_answer(struct api *rq, struct str id)
+{
+    int64_t rev;
+    bool is_first;
+    enum err err = vendor_load(rq, id, &rq->out, &rev, &is_first);
+    if (!err)
+        api_set_etag(rq, NULL, rev);
+    return err;
+}
+
+static enum err vendor_list(struct api *rq)
+{
+    struct page page;
+    enum err err = api_page(rq, &page);
+    if (err)
+        return err;
+    struct jv *items = api_list(rq), *v;
+    int64_t rev;
+    bool is_first;
+    if (page.has_cursor)
+        return ERR_OK;
+    err = vendor_load(rq, str_c(rq->vendor_id), &v, &rev, &is_first);
+    if (!err)
+        jv_push(items, v);
+    return err;
+}
+
+static enum err vendor_get(struct api *rq)
+{
+    if (!str_eq_c(rq->params[0], rq->vendor_id))
+        return api_not_found(rq, "vendor");
+    return vendor_answer(rq, rq->params[0]);
+}
+
+static enum err vendor_check(struct api *rq)
+{
+    const char *zone = jv_get_c(rq->in, "time_zone", NULL);
+    if (zone && !clock_zone_exists(zone))
+        return api_fail(rq, ERR_INVALID, "invalid_field", "time_zone", "time_zone: no such zone; expected a name such as Europe/Berlin");
+    struct str url = jv_get_str(rq->in, "renew_url");
+    if (url.n && !str_starts(url, S("https://")) && !str_starts(url, S("http://")))
+        return api_fail(rq, ERR_INVALID, "invalid_field", "renew_url", "renew_url: expected an http or https address");
+    return ERR_OK;
+}
+
+static enum err vendor_update(struct api *rq)
+{
+    int64_t rev;
+    bool is_first;
+    if (!str_eq_c(rq->params[0], rq->vendor_id))
+        return api_not_found(rq, "vendor");
+    enum err err = vendor_check(rq);
+    if (!err)
+        err = vendor_load(rq, rq->params[0], &rq->before, &rev, &is_first);
+    if (!err)
+        err = api_check_etag(rq, rev);
+    if (!err)
+        err = store_exec(rq->store, NULL, &rq->error,
+                         "UPDATE vendors SET name=COALESCE(?,name), time_zone=COALESCE(?,time_zone), renew_url=COALESCE(?,renew_url),"
+                         " support_contact=COALESCE(?,support_contact), updated_at=?, rev=rev+1 WHERE id=?",
+                         "ssssis", jv_get_str(rq->in, "name"), jv_get_str(rq->in, "time_zone"), jv_get_str(rq->in, "renew_url"),
+                         jv_get_str(rq->in, "support_contact"), rq->now_s, rq->params[0]);
+    if (!err) /* renew_url and support_contact stand in every entitlement */
+        err = outbox_put_customers_of_vendor(rq->store, rq->params[0], &rq->error);
+    if (!err)
+        err = vendor_answer(rq, rq->params[0]);
+    if (!err)
+        rq->after = jv_copy(rq->out);
+    return err;
+}
+
+static enum err token_insert(struct api *rq, const char *vendor_id, struct str name, struct str role, int64_t expires_at, char id[ID_MAX],
+                             char secret[CREDENTIAL_TEXT_MAX])
+{
+    char hash[CREDENTIAL_HASH_MAX];
+    id_new("tok_", id);
+    credential_new("pga_", secret);
+    credential_hash(rq->admin->keys, str_c(secret), hash);
+    return store_exec(rq->store, NULL, &rq->error,
+                      "INSERT INTO api_tokens (id, vendor_id, name, role, hash, prefix, created_at, expires_at) VALUES (?,?,?,?,?,?,?,?)",
+                      "zzsszsii", id, vendor_id, name, role, hash, str_sub(str_c(secret), 0, CREDENTIAL_SHOWN_PREFIX), rq->now_s,
+                      expires_at);
+}
+
+/* A further vendor owns the names under its slug: nothing of another vendor may stand there already. */
+static enum err vendor_check_namespace(struct api *rq, struct str slug)
+{
+    bool found = false;
+    struct strbuf prefix = {0};
+    sb_add(&prefix, slug);
+    sb_add_char(&prefix, '/');
+    enum err err = api_lookup(rq, "SELECT 1 FROM repositories WHERE name || '/' = ?1 OR substr(name, 1, length(?1)) = ?1", sb_str(&prefix),
+                              NULL, &found);
+    sb_free(&prefix);
+    if (!err && found)
+        err = api_fail(rq, ERR_CONFLICT, "name_taken", "slug", "slug: repositories of another vendor have names under it");
+    return err;
+}
+
+static enum err vendor_create(struct api *rq)
+{
+    int64_t rev;
+    bool is_first = false;
+    struct jv *own = NULL;
+    enum err err = vendor_load(rq, str_c(rq->vendor_id), &own, &rev, &is_first);
+    jv_free(own);
+    if (err)
+        return err;
+    if (!is_first)
+        return api_fail(rq, ERR_DENIED, "role_not_allowed", NULL, "only an owner of the first vendor makes further ones");
+    struct str slug = jv_get_str(rq->in, "slug");
+    if (!api_slug_valid(slug))
+        return api_fail(rq, ERR_INVALID, "invalid_field", "slug", "slug: lower-case letters and digits, single . _ - between them");
+    err = vendor_check(rq);
+    if (!err)
+        err = vendor_check_namespace(rq, slug);
+    if (err)
+        return err;
+
+    char id[ID_MAX], token_id[ID_MAX], secret[CREDENTIAL_TEXT_MAX];
+    id_new("ven_", id);
+    struct str zone = jv_get_str(rq->in, "time_zone"), renew = jv_get_str(rq->in, "renew_url"),
+               support = jv_get_str(rq->in, "support_contact");
+    err = store_exec(
+        rq->store, NULL, &rq->error,
+        "INSERT INTO vendors (id, slug, name, time_zone, renew_url, support_contact, created_at, updated_at) VALUES (?,?,?,?,?,?,?,?)",
+        "zsssssii", id, slug, jv_get_str(rq->in, "name"), zone.p ? zone : S("UTC"), renew.p ? renew : S(""), support.p ? support : S(""),
+        rq->now_s, rq->now_s);
+    if (!err)
+        err = token_insert(rq, id, S("first owner"), S("owner"), 0, token_id, secret);
+    if (!err)
+        err = vendor_answer(rq, str_c(id));
+    if (!err) {
+        rq->after = jv_copy(rq->out);
+        jv_set_c(rq->out, "token", secret);
+        api_created(rq, "/api/v1/vendors/", id);
+    }
+    mem_cleanse(secret, sizeof secret);
+    return err;
+}
+
+/* ---- tokens ------------------------------------------------------------------------------------------------------------ */
+
+#define TOKEN_COLUMNS "id, name, role, prefix, is_bootstrap, created_at, expires_at, revoked_at, last_used_at, last_used_from"
+
+static struct jv *token_print(const struct store_stmt *st)
+{
+    struct jv *v = jv_object();
+    jv_set_str(v, "id", store_col_str(st, 0));
+    jv_set_str(v, "name", store_col_str(st, 1));
+    jv_set_str(v, "role", store_col_str(st, 2));
+    jv_set_str(v, "prefix", store_col_str(st, 3));
+    jv_set_bool(v, "is_bootstrap", store_col_int(st, 4) != 0);
+    jv_set_time(v, "created_at", store_col_int(st, 5));
+    jv_set_time(v, "expires_at", store_col_int(st, 6));
+    jv_set_time(v, "revoked_at", store_col_int(st, 7));
+    jv_set_time(v, "last_used_at", store_col_int(st, 8));
+    jv_set_str(v, "last_used_from", store_col_str(st, 9));
+    return v;
+}
+
+static enum err token_load(struct api *rq, struct str id, struct jv **ret)
+{
+    struct store_stmt *st = NULL;
+    bool row = false;
+    enum err err = store_query(rq->store, &st, &rq->error, "SELECT " TOKEN_COLUMNS " FROM api_tokens WHERE id=? AND vendor_id=?", "sz", id,
+                               rq->vendor_id);
+    if (!err)
+        err = store_step(st, &row, &rq->error);
+    if (!err && !row)
+        err = api_not_found(rq, "token");
+    if (!err)
+        *ret = token_print(st);
+    store_done(&st);
+    return err;
+}
+
+static enum err token_list(struct api *rq)
+{
+    struct page page;
+    struct store_stmt *st = NULL;
+    bool row;
+    enum err err = api_page(rq, &page);
+    if (err)
+        return err;
+    struct jv *items = api_list(rq);
+    err = store_query(rq->store, &st, &rq->error,
+                      "SELECT " TOKEN_COLUMNS
+                      " FROM api_tokens WHERE vendor_id=? AND (created_at, id) > (?,?) ORDER BY created_at, id LIMIT ?",
+                      "zizi", rq->vendor_id, page.after_key, page.after_id, (int64_t)page.limit + 1);
+    while (!err) {
+        err = store_step(st, &row, &rq->error);
+        if (err || !row || !api_page_take(&page, rq->out, store_col_int(st, 5), store_col_str(st, 0).p))
+            break;
+        jv_push(items, token_print(st));
+    }
+    store_done(&st);
+    return err;
+}
+
+static enum err token_create(struct api *rq)
+{
+    int64_t expires_at = 0;
+    char id[ID_MAX], secret[CREDENTIAL_TEXT_MAX];
+    enum err err = api_time_end(rq, rq->in, "expires_at", "expires_at", &expires_at);
+    if (err)
+        return err;
+    if (expires_at && expires_at <= rq->now_s)
+        return api_fail(rq, ERR_INVALID, "invalid_window", "expires_at", "expires_at: in the past");
+    err = token_insert(rq, rq->vendor_id, jv_get_str(rq->in, "name"), jv_get_str(rq->in, "role"), expires_at, id, secret);
+    if (!err)
+        err = token_load(rq, str_c(id), &rq->out);
+    if (!err) {
+        rq->after = jv_copy(rq->out);
+        jv_set_c(rq->out, "token", secret);
+        api_created(rq, "/api/v1/tokens/", id);
+    }
+    mem_cleanse(secret, sizeof secret);
+    return err;
+}
+
+static enum err token_get(struct api *rq)
+{
+    return token_load(rq, rq->params[0], &rq->out);
+}
+
+static enum err token_delete(struct api *rq)
+{
+    enum err err = token_load(rq, rq->params[0], &rq->before);
+    if (err)
+        return err;
+    if (jv_get_bool(rq->before, "is_bootstrap", false))
+        return api_fail(rq, ERR_CONFLICT, "bootstrap_token", NULL,
+                        "the bootstrap token is changed in its file, admin.bootstrap_token_file");
+    return store_exec(rq->store, NULL, &rq->error, "UPDATE api_tokens SET revoked_at=? WHERE id=? AND revoked_at=0", "is", rq->now_s,
+                      rq->params[0]);
+}
+
+const struct route VENDOR_ROUTES[] = {
+    {HEAD_GET, "/api/v1/vendors", vendor_list, ROLE_VIEWER, ROUTE_LIST, NULL, &VENDOR, NULL, "vendor.list",
+     "The vendor of the token, as a list"},
+    {HEAD_POST, "/api/v1/vendors", vendor_create, ROLE_OWNER, 0, &VENDOR_CREATE, &VENDOR, NULL, "vendor.create",
+     "Make a further vendor and its first owner's token; for an owner of the first vendor"},
+    {HEAD_GET, "/api/v1/vendors/{id}", vendor_get, ROLE_VIEWER, 0, NULL, &VENDOR, NULL, "vendor.get", "The vendor of the token"},
+    {HEAD_PATCH, "/api/v1/vendors/{id}", vendor_update, ROLE_OWNER, 0, &VENDOR_UPDATE, &VENDOR, NULL, "vendor.update", "Change the vendor"},
+    {HEAD_GET, "/api/v1/tokens", token_list, ROLE_OWNER, ROUTE_LIST, NULL, &TOKEN, NULL, "token.list", "Tokens of the admin API"},
+    {HEAD_POST, "/api/v1/tokens", token_create, ROLE_OWNER, 0, &TOKEN_CREATE, &TOKEN, NULL, "token.create",
+     "Make a token; it is shown once"},
+    {HEAD_GET, "/api/v1/tokens/{id}", token_get, ROLE_OWNER, 0, NULL, &TOKEN, NULL, "token.get", "One token"},
+    {HEAD_DELETE, "/api/v1/tokens/{id}", token_delete, ROLE_OWNER, 0, NULL, NULL, NULL, "token.delete", "Revoke a token"},
+    {.path = NULL},
+};

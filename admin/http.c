@@ -1,0 +1,1117 @@
+#include "http.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "audit.h"
+#include "db.h"
+#include "events.h"
+#include "portal.h"
+#include "projector.h"
+#include "pullgate/clock.h"
+#include "pullgate/credential.h"
+#include "pullgate/log.h"
+#include "pullgate/mem.h"
+#include "sync.h"
+
+#define EXCHANGE_MAGIC      0x9e3b11adu
+#define TOKEN_TEXT_MAX      512 /* longest Bearer token looked at */
+#define IDEMPOTENCY_KEY_MAX 255
+#define IDEMPOTENCY_AGE_S   86400 /* an answer is kept this long */
+#define LAST_USED_EVERY_S   60    /* a token's last use is written at most this often */
+#define FAILURE_SLOTS       4096  /* addresses whose failed sign-ins are counted at once */
+#define FAILURE_WINDOW_S    60
+#define RETRY_AFTER_BUSY_S  1
+
+/* ---- failed sign-ins by address -------------------------------------------------------------------------------------- */
+
+/* A direct-mapped table: an address that meets another one's slot takes it, so memory is bounded and a flood of addresses only
+ * forgets counts. IPv6 is counted by /64. */
+struct failures {
+    pthread_mutex_t mutex;
+    struct failure {
+        uint8_t addr[16];
+        int64_t window;
+        uint64_t count;
+    } slots[FAILURE_SLOTS];
+};
+
+/* Counts one failure; true when the address is beyond its limit. */
+static bool failures_count(struct failures *f, const uint8_t addr[16], int64_t now_s, uint64_t limit)
+{
+    static const uint8_t v4_mapped[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
+    uint8_t key[16];
+    memcpy(key, addr, sizeof key);
+    if (memcmp(key, v4_mapped, sizeof v4_mapped) != 0)
+        memset(key + 8, 0, 8);
+    struct failure *slot = &f->slots[str_hash((struct str){(const char *)key, sizeof key}) % FAILURE_SLOTS];
+    int64_t window = now_s / FAILURE_WINDOW_S;
+    pthread_mutex_lock(&f->mutex);
+    if (memcmp(slot->addr, key, sizeof key) != 0 || slot->window != window) {
+        memcpy(slot->addr, key, sizeof key);
+        slot->window = window;
+        slot->count = 0;
+    }
+    bool beyond = ++slot->count > limit;
+    pthread_mutex_unlock(&f->mutex);
+    return beyond;
+}
+
+/* ---- the parts ------------------------------------------------------------------------------------------------------- */
+
+struct http {
+    struct admin *admin;
+    struct failures failures;
+    struct edge_shared *shared;
+    struct edge *api, *metrics;
+    struct edge_tls *tls;
+    int access_fd; /* -1: off */
+    bool clock_is_bad, draining;
+    unsigned draining_edges;
+    void (*on_drained)(void *ctx);
+    void *on_drained_ctx;
+    uint64_t answers[6]; /* by first digit of the status */
+    uint64_t unavailable;
+};
+
+/* One request of the API: what handlers see, and what the transport needs around it. Made in the loop's thread, worked on by one
+ * database thread, ended in the loop's thread. */
+struct exchange {
+    struct api rq;
+    struct http *http;
+    struct edge_req *req; /* NULL: the client left. The loop's thread only */
+    enum err err;
+    char *values[API_MAX_PARAMS];
+    unsigned allowed; /* methods of the path, where the method was wrong */
+    bool has_encoding, is_portal, is_replay, is_beyond_limit;
+    char *body;
+    struct strbuf answer;
+    const char *answer_type;
+    uint64_t started_us;
+};
+
+static struct exchange *exchange_of(void *arg)
+{
+    struct exchange *ex = arg;
+    AN(ex->rq.magic == EXCHANGE_MAGIC);
+    return ex;
+}
+
+static void exchange_free(struct exchange *ex)
+{
+    struct api *rq = &ex->rq;
+    rq->magic = 0;
+    mem_free(rq->vendor_id);
+    mem_free(rq->token_id);
+    mem_free(rq->actor);
+    mem_free(rq->zone);
+    mem_free(rq->customer_id);
+    mem_free(rq->credential_id);
+    mem_free(rq->license_id);
+    mem_free(rq->path);
+    mem_free(rq->query);
+    for (size_t i = 0; i < API_MAX_PARAMS; i++)
+        mem_free(ex->values[i]);
+    jv_free(rq->in);
+    if (rq->authorization)
+        mem_free_secret(rq->authorization, strlen(rq->authorization));
+    mem_free(rq->if_match);
+    mem_free(rq->idempotency_key);
+    mem_free(rq->content_type);
+    if (ex->body)
+        mem_free_secret(ex->body, rq->body.n);
+    jv_free(rq->out);
+    sb_free(&rq->raw);
+    mem_free(rq->location);
+    mem_free(rq->etag);
+    jv_free(rq->problem);
+    mem_free(rq->audit_object);
+    jv_free(rq->before);
+    jv_free(rq->after);
+    if (ex->answer.p)
+        mem_cleanse(ex->answer.p, ex->answer.n);
+    sb_free(&ex->answer);
+    mem_free(ex);
+}
+
+/* ---- problem documents (RFC 9457) ------------------------------------------------------------------------------------- */
+
+static const char *problem_code(enum err e)
+{
+    switch (e) {
+    case ERR_OK:
+        return "ok";
+    case ERR_UNAUTHN:
+        return "unauthorized";
+    case ERR_DENIED:
+        return "forbidden";
+    case ERR_NOT_FOUND:
+        return "not_found";
+    case ERR_METHOD:
+        return "method_not_allowed";
+    case ERR_INVALID:
+    case ERR_RANGE:
+        return "invalid_request";
+    case ERR_CONFLICT:
+        return "conflict";
+    case ERR_PRECONDITION:
+        return "etag_mismatch";
+    case ERR_TOO_LARGE:
+        return "too_large";
+    case ERR_TOO_MANY:
+        return "too_many_requests";
+    case ERR_UPSTREAM:
+        return "upstream_failed";
+    case ERR_UNAVAILABLE:
+    case ERR_TIMEOUT:
+        return "unavailable";
+    case ERR_NOMEM:
+    case ERR_INTERNAL:
+    case ERR_CANCELED:
+        break;
+    }
+    return "internal_error";
+}
+
+static void problem_print(struct strbuf *ret, int status, const char *code, const char *title, const char *detail, const char *field,
+                          const char *request_id, struct jv *take_more)
+{
+    struct jv *p = take_more ? take_more : jv_object();
+    struct strbuf type = {0};
+    sb_addf(&type, "urn:pullgate:problem:%s", code);
+    jv_set_str(p, "type", sb_str(&type));
+    jv_set_c(p, "title", title);
+    jv_set_int(p, "status", status);
+    jv_set_c(p, "detail", detail);
+    jv_set_c(p, "code", code);
+    if (field && *field)
+        jv_set_c(p, "field", field);
+    if (request_id)
+        jv_set_c(p, "request_id", request_id);
+    jv_dump(p, ret);
+    jv_free(p);
+    sb_free(&type);
+}
+
+/* What a refusal or failure is told as. Details of our own failures stay in the log. */
+static void exchange_problem(struct exchange *ex)
+{
+    struct api *rq = &ex->rq;
+    enum err e = ex->err;
+    const char *detail = rq->error.text, *field = rq->error.field;
+    if (e == ERR_CANCELED || e == ERR_NOMEM)
+        e = ERR_INTERNAL;
+    int status = rq->status >= 400 ? rq->status : err_http_status(e);
+    char text[160];
+    if (!rq->code) {
+        rq->code = problem_code(e);
+        if (status >= 500) {
+            log_error("%s %s: %s: %s", route_method_text(rq->method), rq->path, err_text(e), rq->error.text);
+            detail = e == ERR_UNAVAILABLE ? "the store cannot be used right now; nothing was changed" : err_text(e);
+            field = "";
+        } else if (e == ERR_CONFLICT) {
+            snprintf(text, sizeof text, *field ? "another object has this %s already" : "it is in use", field);
+            detail = text;
+        }
+    }
+    if (status == 503 && !rq->retry_after_s)
+        rq->retry_after_s = RETRY_AFTER_BUSY_S;
+    rq->status = status;
+    sb_reset(&ex->answer);
+    problem_print(&ex->answer, status, rq->code, err_text(e), detail && *detail ? detail : err_text(e), field, rq->request_id, rq->problem);
+    rq->problem = NULL;
+    ex->answer_type = "application/problem+json";
+}
+
+/* ---- sign-in --------------------------------------------------------------------------------------------------------- */
+
+struct last_use {
+    char *id, *peer;
+    int64_t at_s;
+};
+
+static enum err last_use_write(struct store *s, void *arg, struct error *reterr)
+{
+    struct last_use *u = arg;
+    return store_exec(s, NULL, reterr, "UPDATE api_tokens SET last_used_at=?, last_used_from=? WHERE id=?", "izz", u->at_s, u->peer, u->id);
+}
+
+static void last_use_done(void *arg, enum err err)
+{
+    (void)err; /* a last use that is not written is no reason to fail anything */
+    struct last_use *u = arg;
+    mem_free(u->id);
+    mem_free(u->peer);
+    mem_free(u);
+}
+
+static void last_use_note(struct api *rq)
+{
+    struct last_use *u = NEW(struct last_use);
+    *u = (struct last_use){.id = mem_strdup(rq->token_id), .peer = mem_strdup(rq->peer), .at_s = rq->now_s};
+    if (db_post(rq->admin->writer, DB_TRANSACTION, last_use_write, u, last_use_done))
+        last_use_done(u, ERR_OK);
+}
+
+static enum err token_refuse(struct api *rq)
+{
+    return api_fail(rq, ERR_UNAUTHN, "unauthorized", NULL, "the API wants \"Authorization: Bearer\" with a token that is valid");
+}
+
+/* The Bearer token -> vendor, role. The same work and answer whatever is wrong with it. */
+static enum err token_authenticate(struct api *rq)
+{
+    struct str auth = str_c(rq->authorization);
+    if (auth.n < 8 || !str_eq_nocase(str_sub(auth, 0, 7), S("Bearer ")))
+        return token_refuse(rq);
+    struct str token = str_trim(str_skip(auth, 7));
+    if (!token.n || token.n > TOKEN_TEXT_MAX)
+        return token_refuse(rq);
+
+    char hash[CREDENTIAL_HASH_MAX];
+    credential_hash(rq->admin->keys, token, hash);
+    struct store_stmt *st = NULL;
+    bool row = false;
+    enum err err = store_query(rq->store, &st, &rq->error,
+                               "SELECT t.id, t.vendor_id, t.role, t.hash, t.expires_at, t.revoked_at, t.last_used_at, v.time_zone"
+                               " FROM api_tokens t JOIN vendors v ON v.id=t.vendor_id WHERE t.hash=?",
+                               "z", hash);
+    if (!err)
+        err = store_step(st, &row, &rq->error);
+    if (err) {
+        store_done(&st);
+        return err;
+    }
+    int64_t expires_at = row ? store_col_int(st, 4) : 0;
+    struct str stored = row ? store_col_str(st, 3) : (struct str){NULL, 0};
+    bool good = row && stored.n == strlen(hash) && str_eq_secret(stored.p, hash, stored.n) && store_col_int(st, 5) == 0 &&
+                (expires_at == 0 || rq->now_s < expires_at);
+    int64_t last_used = 0;
+    if (good) {
+        struct str role = store_col_str(st, 2);
+        rq->token_id = str_dup(store_col_str(st, 0));
+        rq->vendor_id = str_dup(store_col_str(st, 1));
+        rq->zone = str_dup(store_col_str(st, 7));
+        rq->role = str_eq(role, S("owner"))    ? ROLE_OWNER
+                   : str_eq(role, S("admin"))  ? ROLE_ADMIN
+                   : str_eq(role, S("viewer")) ? ROLE_VIEWER
+                                               : ROLE_NONE;
+        struct strbuf actor = {0};
+        sb_addf(&actor, "token:%s", rq->token_id);
+        rq->actor = sb_take(&actor);
+        last_used = store_col_int(st, 6);
+    }
+    store_done(&st);
+    if (!good || rq->role == ROLE_NONE)
+        return token_refuse(rq);
+    if (rq->now_s - last_used >= LAST_USED_EVERY_S)
+        last_use_note(rq);
+    return ERR_OK;
+}
+
+static enum err exchange_authenticate(struct exchange *ex)
+{
+    struct api *rq = &ex->rq;
+    if (rq->route && rq->route->role == ROLE_NONE)
+        return ERR_OK;
+    enum err err = ex->is_portal ? portal_authenticate(rq) : token_authenticate(rq);
+    if (!err && ex->is_portal)
+        rq->role = ROLE_CUSTOMER;
+    if (err != ERR_UNAUTHN)
+        return err;
+    if (failures_count(&ex->http->failures, rq->peer_addr, rq->now_s, rq->admin->cfg->limits.auth_failures_per_minute)) {
+        ex->is_beyond_limit = true;
+        rq->retry_after_s = (unsigned)(FAILURE_WINDOW_S - rq->now_s % FAILURE_WINDOW_S);
+        return api_fail(rq, ERR_TOO_MANY, "too_many_failures", NULL, "too many failed sign-ins from this address");
+    }
+    return err;
+}
+
+static enum err exchange_authorise(struct exchange *ex)
+{
+    struct api *rq = &ex->rq;
+    if (!rq->route) {
+        if (ex->allowed)
+            return api_fail(rq, ERR_METHOD, "method_not_allowed", NULL, "%s cannot be done with this path", route_method_text(rq->method));
+        return api_fail(rq, ERR_NOT_FOUND, "not_found", NULL, "no such path");
+    }
+    enum role want = rq->route->role;
+    if (want == ROLE_NONE)
+        return ERR_OK;
+    /* Roles of the admin API are ordered; a customer's sign-in is none of them, and they are none of it. */
+    bool good = want == ROLE_CUSTOMER ? rq->role == ROLE_CUSTOMER : rq->role != ROLE_CUSTOMER && rq->role >= want;
+    if (!good)
+        return api_fail(rq, ERR_DENIED, "role_not_allowed", NULL, "this needs the role %s", want == ROLE_OWNER ? "owner" : "admin");
+    return ERR_OK;
+}
+
+/* ---- parameters and body --------------------------------------------------------------------------------------------- */
+
+struct query_check {
+    struct api *rq;
+    enum err err;
+};
+
+static void query_check_one(void *ctx, struct str key, struct str value)
+{
+    struct query_check *c = ctx;
+    if (c->err)
+        return;
+    for (size_t i = 0; i < value.n; i++)
+        if ((unsigned char)value.p[i] < 0x20 || value.p[i] == 0x7f) {
+            c->err = api_fail(c->rq, ERR_INVALID, "invalid_parameter", NULL, "a parameter's value holds control characters");
+            return;
+        }
+    if (c->rq->route->flags & ROUTE_LIST && (str_eq(key, S("limit")) || str_eq(key, S("cursor"))))
+        return;
+    for (const struct query_param *p = c->rq->route->params; p && p->name; p++)
+        if (str_eq_c(key, p->name))
+            return;
+    char *name = str_dup(str_sub(key, 0, 60));
+    c->err = api_fail(c->rq, ERR_INVALID, "unknown_parameter", name, "%s: no such parameter", name);
+    mem_free(name);
+}
+
+static enum err exchange_check_query(struct exchange *ex)
+{
+    struct query_check c = {.rq = &ex->rq};
+    query_each(str_c(ex->rq.query), query_check_one, &c);
+    return c.err;
+}
+
+static bool content_type_is_json(const struct api *rq)
+{
+    struct str type, rest;
+    if (!rq->content_type)
+        return false;
+    if (!str_cut(str_c(rq->content_type), ';', &type, &rest))
+        type = str_c(rq->content_type);
+    type = str_trim(type);
+    return str_eq_nocase(type, S("application/json")) || str_eq_nocase(type, S("application/merge-patch+json"));
+}
+
+static enum err exchange_check_body(struct exchange *ex)
+{
+    struct api *rq = &ex->rq;
+    if (rq->method == HEAD_GET || rq->method == HEAD_HEAD)
+        return ERR_OK;
+    if (ex->has_encoding || (rq->body.n && !content_type_is_json(rq))) {
+        enum err err =
+            api_fail(rq, ERR_INVALID, "unsupported_media_type", NULL, "the body must be application/json without a Content-Encoding");
+        rq->status = 415;
+        return err;
+    }
+    if (!rq->body.n) {
+        rq->in = jv_object();
+    } else {
+        struct error error = {0};
+        enum err err = jv_parse(rq->body, &JV_LIMITS_API, &rq->in, &error);
+        if (err)
+            return api_fail(rq, err == ERR_TOO_LARGE ? ERR_TOO_LARGE : ERR_INVALID, "invalid_json", NULL, "%s", error.text);
+    }
+    return api_check_body(rq, rq->in, rq->route->request);
+}
+
+/* ---- idempotency ----------------------------------------------------------------------------------------------------- */
+
+static void idempotency_hash(struct api *rq, struct strbuf *ret)
+{
+    struct strbuf text = {0};
+    uint8_t sum[32];
+    sb_addf(&text, "%s\n%s\n%s\n", route_method_text(rq->method), rq->path, rq->query ? rq->query : "");
+    sb_add(&text, rq->body);
+    seal_sha256(sb_str(&text), sum);
+    sb_add_hex(ret, sum, sizeof sum);
+    if (text.p)
+        mem_cleanse(text.p, text.n);
+    sb_free(&text);
+}
+
+static void idempotency_aad(struct api *rq, struct strbuf *ret)
+{
+    sb_addf(ret, "idempotency|%s|%s", rq->token_id, rq->idempotency_key);
+}
+
+/* The stored answer of the same request, if there is one: *ret_replayed. Another request under the key is refused. */
+static enum err idempotency_look(struct exchange *ex, const char *hash, bool *ret_replayed)
+{
+    struct api *rq = &ex->rq;
+    struct store_stmt *st = NULL;
+    struct strbuf aad = {0};
+    bool row = false;
+    enum err err = store_query(
+        rq->store, &st, &rq->error,
+        "SELECT request_hash, status, location, etag, body_sealed FROM idempotency_keys WHERE token_id=? AND key=? AND created_at>?", "zzi",
+        rq->token_id, rq->idempotency_key, rq->now_s - IDEMPOTENCY_AGE_S);
+    if (!err)
+        err = store_step(st, &row, &rq->error);
+    if (err || !row)
+        goto out;
+    if (!str_eq_c(store_col_str(st, 0), hash)) {
+        err = api_fail(rq, ERR_CONFLICT, "idempotency_key_reused", NULL, "this Idempotency-Key was used for another request");
+        rq->status = 422;
+        goto out;
+    }
+    char *body = NULL;
+    size_t n = 0;
+    idempotency_aad(rq, &aad);
+    err = keyring_unseal(rq->admin->keys, sb_str(&aad), store_col_str(st, 4), &body, &n);
+    if (err)
+        goto out;
+    sb_reset(&ex->answer);
+    sb_add(&ex->answer, (struct str){body, n});
+    mem_free_secret(body, n);
+    ex->answer_type = "application/json";
+    rq->status = (int)store_col_int(st, 1);
+    struct str location = store_col_str(st, 2), etag = store_col_str(st, 3);
+    rq->location = location.n ? str_dup(location) : NULL;
+    rq->etag = etag.n ? str_dup(etag) : NULL;
+    ex->is_replay = true;
+    *ret_replayed = true;
+out:
+    store_done(&st);
+    sb_free(&aad);
+    return err;
+}
+
+static enum err idempotency_keep(struct exchange *ex, const char *hash)
+{
+    struct api *rq = &ex->rq;
+    struct strbuf aad = {0}, sealed = {0};
+    idempotency_aad(rq, &aad);
+    enum err err = keyring_seal(rq->admin->keys, sb_str(&aad), sb_str(&ex->answer), &sealed, &rq->error);
+    if (!err)
+        err =
+            store_exec(rq->store, NULL, &rq->error, "DELETE FROM idempotency_keys WHERE created_at<=?", "i", rq->now_s - IDEMPOTENCY_AGE_S);
+    if (!err)
+        err = store_exec(rq->store, NULL, &rq->error,
+                         "INSERT INTO idempotency_keys (token_id, key, request_hash, status, location, etag, body_sealed, created_at)"
+                         " VALUES (?,?,?,?,?,?,?,?)",
+                         "zzzizzsi", rq->token_id, rq->idempotency_key, hash, (int64_t)rq->status, rq->location ? rq->location : "",
+                         rq->etag ? rq->etag : "", sb_str(&sealed), rq->now_s);
+    sb_free(&aad);
+    sb_free(&sealed);
+    return err;
+}
+
+static enum err idempotency_check_key(struct api *rq)
+{
+    struct str key = str_c(rq->idempotency_key);
+    bool good = key.n >= 1 && key.n <= IDEMPOTENCY_KEY_MAX;
+    for (size_t i = 0; good && i < key.n; i++)
+        good = key.p[i] > 0x20 && key.p[i] < 0x7f;
+    if (!good)
+        return api_fail(rq, ERR_INVALID, "invalid_header", "Idempotency-Key", "Idempotency-Key: 1 to %d printable characters",
+                        IDEMPOTENCY_KEY_MAX);
+    return ERR_OK;
+}
+
+/* ---- the run of a handler, in a database thread ------------------------------------------------------------------------ */
+
+/* The handler's result as status and text. */
+static void exchange_answer(struct exchange *ex)
+{
+    struct api *rq = &ex->rq;
+    sb_reset(&ex->answer);
+    if (rq->raw_type) {
+        sb_add(&ex->answer, sb_str(&rq->raw));
+        ex->answer_type = rq->raw_type;
+        rq->status = rq->status ? rq->status : 200;
+    } else if (rq->out) {
+        jv_dump(rq->out, &ex->answer);
+        ex->answer_type = "application/json";
+        bool is_made = rq->method == HEAD_POST && rq->location && !(rq->route->flags & ROUTE_ACTION);
+        rq->status = rq->status ? rq->status : is_made ? 201 : 200;
+    } else {
+        ex->answer_type = NULL;
+        rq->status = 204;
+    }
+}
+
+static enum err exchange_audit(struct exchange *ex, const char *outcome)
+{
+    struct api *rq = &ex->rq;
+    bool is_ok = strcmp(outcome, "ok") == 0;
+    struct audit_record r = {
+        .vendor_id = rq->vendor_id,
+        .actor = rq->actor,
+        .address = rq->peer,
+        .request_id = rq->request_id,
+        .action = rq->route->action,
+        .object = rq->audit_object  ? rq->audit_object
+                  : rq->params[0].p ? rq->params[0].p
+                                    : "",
+        .outcome = outcome,
+        .before = is_ok ? rq->before : NULL,
+        .after = is_ok ? rq->after : NULL,
+    };
+    return audit_put(rq->store, rq->admin->keys, &r, &rq->error);
+}
+
+static enum err exchange_read(struct exchange *ex)
+{
+    struct api *rq = &ex->rq;
+    enum err err = store_begin(rq->store, &rq->error); /* one snapshot for all statements of the handler */
+    if (err)
+        return err;
+    err = rq->route->run(rq);
+    store_rollback(rq->store);
+    if (!err)
+        exchange_answer(ex);
+    return err;
+}
+
+static enum err exchange_write(struct exchange *ex)
+{
+    struct api *rq = &ex->rq;
+    struct strbuf hash = {0};
+    bool is_replayed = false, is_keyed = rq->method == HEAD_POST && rq->idempotency_key && rq->token_id;
+    enum err err = is_keyed ? idempotency_check_key(rq) : ERR_OK;
+    if (!err)
+        err = store_begin(rq->store, &rq->error);
+    if (err)
+        return err;
+    if (is_keyed) {
+        idempotency_hash(rq, &hash);
+        err = idempotency_look(ex, hash.p, &is_replayed);
+        if (err || is_replayed)
+            goto out;
+    }
+    err = rq->route->run(rq);
+    if (err)
+        goto out;
+    exchange_answer(ex);
+    if (!(rq->route->flags & ROUTE_NO_AUDIT))
+        err = exchange_audit(ex, "ok");
+    if (!err && is_keyed && ex->answer.n)
+        err = idempotency_keep(ex, hash.p);
+    if (!err)
+        err = store_commit(rq->store, &rq->error);
+    if (!err) {
+        db_committed(rq->admin->writer);
+        if (rq->poke_sync && rq->admin->sync)
+            sync_poke(rq->admin->sync);
+    }
+out:
+    store_rollback(rq->store);
+    sb_free(&hash);
+    return err;
+}
+
+/* A change that was refused leaves a row too: who tried what. Nothing else of it is kept. */
+static void exchange_audit_refusal(struct exchange *ex, enum err refused)
+{
+    struct api *rq = &ex->rq;
+    if (!rq->actor || !rq->vendor_id || !rq->route || rq->method == HEAD_GET || rq->route->flags & (ROUTE_NO_AUDIT | ROUTE_SLOW) ||
+        rq->role == ROLE_CUSTOMER || refused == ERR_UNAVAILABLE)
+        return;
+    struct error kept = rq->error;
+    enum err err = store_begin(rq->store, &rq->error);
+    if (!err)
+        err = exchange_audit(ex, rq->code ? rq->code : problem_code(refused));
+    if (!err)
+        err = store_commit(rq->store, &rq->error);
+    if (err)
+        log_error("audit: a refused %s could not be recorded: %s", rq->route->action, rq->error.text);
+    store_rollback(rq->store);
+    rq->error = kept;
+}
+
+static enum err exchange_steps(struct exchange *ex)
+{
+    struct api *rq = &ex->rq;
+    enum err err = exchange_authenticate(ex);
+    if (!err)
+        err = exchange_authorise(ex);
+    if (!err)
+        err = exchange_check_query(ex);
+    if (!err)
+        err = exchange_check_body(ex);
+    if (err)
+        return err;
+    if (rq->route->flags & ROUTE_SLOW) {
+        err = rq->route->run(rq);
+        if (!err)
+            exchange_answer(ex);
+        return err;
+    }
+    return rq->method == HEAD_GET ? exchange_read(ex) : exchange_write(ex);
+}
+
+static void exchange_finish(void *arg);
+
+static enum err exchange_run(struct store *s, void *arg, struct error *reterr)
+{
+    struct exchange *ex = exchange_of(arg);
+    ex->rq.store = s;
+    ex->err = exchange_steps(ex);
+    if (ex->err)
+        exchange_audit_refusal(ex, ex->err);
+    if (ex->err == ERR_UNAVAILABLE && reterr)
+        *reterr = ex->rq.error;
+    return ex->err;
+}
+
+static void exchange_done(void *arg, enum err err)
+{
+    struct exchange *ex = exchange_of(arg);
+    if (err && !ex->err)
+        ex->err = err;
+    if (ex->err)
+        exchange_problem(ex);
+    loop_post(ex->rq.admin->loop, exchange_finish, ex);
+}
+
+/* ---- the loop's side --------------------------------------------------------------------------------------------------- */
+
+static void fields_common(struct strbuf *f, const char *type)
+{
+    sb_addc(f, "Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\nReferrer-Policy: no-referrer\r\n"
+               "Content-Security-Policy: default-src 'none'; frame-ancestors 'none'\r\n");
+    if (type)
+        sb_addf(f, "Content-Type: %s\r\n", type);
+}
+
+static void exchange_fields(struct exchange *ex, struct strbuf *f)
+{
+    struct api *rq = &ex->rq;
+    fields_common(f, ex->answer_type);
+    sb_addf(f, "X-Request-Id: %s\r\n", rq->request_id);
+    if (rq->location && rq->status == 201)
+        sb_addf(f, "Location: %s\r\n", rq->location);
+    if (rq->etag && rq->status < 300)
+        sb_addf(f, "ETag: \"%s\"\r\n", rq->etag);
+    if (ex->is_replay)
+        sb_addc(f, "Idempotent-Replayed: true\r\n");
+    if (rq->retry_after_s)
+        sb_addf(f, "Retry-After: %u\r\n", rq->retry_after_s);
+    if (rq->status == 401)
+        sb_addf(f, "WWW-Authenticate: %s\r\n",
+                ex->is_portal ? "Basic realm=\"pullgate portal\", charset=\"UTF-8\"" : "Bearer realm=\"pullgate\"");
+    if (rq->status == 405) {
+        sb_addc(f, "Allow: ");
+        const char *comma = "";
+        for (enum head_method m = HEAD_GET; m < HEAD_OPTIONS; m++)
+            if (ex->allowed & (1u << m)) {
+                sb_addf(f, "%s%s", comma, route_method_text(m));
+                comma = ", ";
+            }
+        sb_addc(f, "\r\n");
+    }
+}
+
+static void access_line(struct http *h, const struct exchange *ex)
+{
+    if (h->access_fd < 0)
+        return;
+    const struct api *rq = &ex->rq;
+    struct strbuf b = {0};
+    char time[CLOCK_RFC3339_MAX];
+    sb_addf(&b, "{\"time\":\"%s\",\"program\":\"pullgate-admin\",\"id\":\"%s\",\"peer\":\"%s\",\"actor\":",
+            clock_rfc3339_ms(clock_now_ms(), time), rq->request_id, rq->peer);
+    sb_add_json(&b, rq->actor ? str_c(rq->actor) : S(""));
+    sb_addf(&b, ",\"method\":\"%s\",\"path\":", route_method_text(rq->method));
+    sb_add_json(&b, str_c(rq->path));
+    sb_addf(&b, ",\"action\":\"%s\",\"status\":%d,\"cause\":\"%s\",\"bytes\":%zu,\"total_ms\":%.3f,\"client_gone\":%s}\n",
+            rq->route && rq->route->action ? rq->route->action : "", rq->status, rq->code ? rq->code : "ok", ex->answer.n,
+            (double)(clock_mono_us() - ex->started_us) / 1000.0, ex->req ? "false" : "true");
+    ssize_t n = write(h->access_fd, b.p, b.n);
+    (void)n; /* a full disk costs the line, not the answer */
+    sb_free(&b);
+}
+
+static void exchange_finish(void *arg)
+{
+    struct exchange *ex = exchange_of(arg);
+    struct http *h = ex->http;
+    h->answers[ex->rq.status / 100 % 6]++;
+    access_line(h, ex);
+    if (ex->req) {
+        struct strbuf fields = {0};
+        exchange_fields(ex, &fields);
+        struct edge_req *req = ex->req;
+        ex->req = NULL;
+        edge_req_set_handle(req, NULL);
+        edge_reply(req, ex->rq.status, (struct str){NULL, 0}, sb_str(&fields), sb_str(&ex->answer), -1);
+        sb_free(&fields);
+    }
+    exchange_free(ex);
+}
+
+static char *head_dup(const struct head *h, const char *name)
+{
+    struct str v = head_get(h, name, NULL);
+    return v.p ? str_dup(v) : NULL;
+}
+
+static struct exchange *exchange_new(struct http *h, struct edge_req *req)
+{
+    const struct head *head = edge_req_head(req);
+    struct exchange *ex = NEW(struct exchange);
+    struct api *rq = &ex->rq;
+    ex->http = h;
+    ex->req = req;
+    ex->started_us = clock_mono_us();
+    rq->magic = EXCHANGE_MAGIC;
+    rq->admin = h->admin;
+    rq->now_s = clock_now_s();
+    request_id_new(rq->request_id);
+    snprintf(rq->peer, sizeof rq->peer, "%s", edge_req_peer(req));
+    memcpy(rq->peer_addr, edge_req_peer_addr(req), sizeof rq->peer_addr);
+    rq->method = head->method == HEAD_HEAD ? HEAD_GET : head->method;
+    rq->path = str_dup(head->path);
+    rq->query = str_dup(head->query);
+    rq->authorization = head->authorization.p ? str_dup(head->authorization) : NULL;
+    rq->if_match = head_dup(head, "if-match");
+    rq->idempotency_key = head_dup(head, "idempotency-key");
+    rq->content_type = head_dup(head, "content-type");
+    ex->has_encoding = head_get(head, "content-encoding", NULL).p != NULL;
+    struct str body = edge_req_body(req);
+    if (body.n) {
+        ex->body = str_dup(body);
+        rq->body = (struct str){ex->body, body.n};
+    }
+    ex->is_portal = str_starts(head->path, S("/portal/"));
+    rq->route = route_find(head->method, head->path, ex->values, &ex->allowed);
+    for (size_t i = 0; i < API_MAX_PARAMS; i++)
+        rq->params[i] = str_c(ex->values[i]);
+    edge_req_set_handle(req, ex);
+    return ex;
+}
+
+static void reply_plain(struct edge_req *req, int status, const char *type, struct str body)
+{
+    struct strbuf fields = {0};
+    fields_common(&fields, type);
+    edge_reply(req, status, (struct str){NULL, 0}, sb_str(&fields), body, -1);
+    sb_free(&fields);
+}
+
+/* ---- health and metrics ------------------------------------------------------------------------------------------------ */
+
+static void http_readyz(struct http *h, struct edge_req *req)
+{
+    struct db_state writer, reader;
+    struct projector_state p = {0};
+    db_state(h->admin->writer, &writer);
+    db_state(h->admin->reader, &reader);
+    if (h->admin->projector)
+        projector_state(h->admin->projector, &p);
+    bool store_ok = !writer.is_failing && !reader.is_failing;
+    bool ready = store_ok && !h->clock_is_bad && !h->draining;
+    struct jv *doc = jv_object();
+    jv_set_c(doc, "status", ready ? "ready" : "not ready");
+    jv_set_bool(doc, "store", store_ok);
+    jv_set_bool(doc, "clock", !h->clock_is_bad);
+    jv_set_bool(doc, "draining", h->draining);
+    /* Redis away stops no edit: the outbox keeps it. It is shown, and an alarm of its own. */
+    jv_set_bool(doc, "redis", p.redis_up);
+    jv_set_bool(doc, "in_sync", p.in_sync);
+    jv_set_int(doc, "projection_lag", (int64_t)p.lag);
+    struct strbuf b = {0};
+    jv_dump(doc, &b);
+    jv_free(doc);
+    reply_plain(req, ready ? 200 : 503, "application/json", sb_str(&b));
+    sb_free(&b);
+}
+
+static void metric(struct strbuf *b, const char *type, const char *name, const char *about, uint64_t value)
+{
+    sb_addf(b, "# HELP %s %s\n# TYPE %s %s\n%s %llu\n", name, about, name, type, name, (unsigned long long)value);
+}
+
+static void http_metrics(struct http *h, struct edge_req *req)
+{
+    struct strbuf b = {0};
+    struct db_state w, r;
+    struct projector_state p = {0};
+    struct events_state e = {0};
+    struct sync_state s = {0};
+    struct edge_stats edge = {0};
+    db_state(h->admin->writer, &w);
+    db_state(h->admin->reader, &r);
+    if (h->admin->projector)
+        projector_state(h->admin->projector, &p);
+    if (h->admin->events)
+        events_state(h->admin->events, &e);
+    if (h->admin->sync)
+        sync_state(h->admin->sync, &s);
+    edge_stats(h->api, &edge);
+
+    sb_addc(&b, "# HELP pullgate_admin_answers_total Answers of the API by class of status\n# TYPE pullgate_admin_answers_total counter\n");
+    for (int i = 1; i < 6; i++)
+        sb_addf(&b, "pullgate_admin_answers_total{class=\"%dxx\"} %llu\n", i, (unsigned long long)h->answers[i]);
+    metric(&b, "counter", "pullgate_admin_busy_total", "Requests refused because a queue was full", h->unavailable);
+    metric(&b, "gauge", "pullgate_admin_connections", "Open client connections", edge.open);
+    metric(&b, "counter", "pullgate_admin_bad_heads_total", "Requests refused before they reached the API", edge.bad_heads);
+    metric(&b, "gauge", "pullgate_admin_writer_queued", "Jobs waiting for the writing connection", w.queued);
+    metric(&b, "counter", "pullgate_admin_writer_failed_total", "Jobs of the writing connection that failed", w.failed);
+    metric(&b, "gauge", "pullgate_admin_reader_queued", "Jobs waiting for the reading connection", r.queued);
+    metric(&b, "counter", "pullgate_admin_reader_failed_total", "Jobs of the reading connection that failed", r.failed);
+    metric(&b, "gauge", "pullgate_admin_redis_up", "1: the projector reaches Redis", p.redis_up);
+    metric(&b, "gauge", "pullgate_admin_projection_in_sync", "1: Redis holds what the store says", p.in_sync);
+    metric(&b, "gauge", "pullgate_admin_projection_epoch", "Newest change that stands in Redis", p.projected);
+    metric(&b, "gauge", "pullgate_admin_projection_lag", "Changes that Redis does not have yet", p.lag);
+    metric(&b, "gauge", "pullgate_admin_facts", "Facts that exist", p.facts);
+    metric(&b, "counter", "pullgate_admin_projection_rebuilds_total", "Times Redis was filled anew", p.rebuilds);
+    metric(&b, "counter", "pullgate_admin_projection_repaired_total", "Values in Redis found missing or altered", p.repaired);
+    metric(&b, "counter", "pullgate_admin_pulls_total", "Pulls and denials taken into the store", e.pulls);
+    metric(&b, "counter", "pullgate_admin_events_bad_total", "Reports of proxies that were refused", e.bad);
+    metric(&b, "gauge", "pullgate_admin_events_pending", "Reports of proxies not yet in the store", e.pending);
+    metric(&b, "counter", "pullgate_admin_sync_rounds_total", "Repositories looked at", s.rounds);
+    metric(&b, "counter", "pullgate_admin_sync_failures_total", "Repositories that could not be looked at", s.failures);
+    metric(&b, "gauge", "pullgate_admin_clock_bad", "1: the clock is behind what it was", h->clock_is_bad);
+    reply_plain(req, 200, "text/plain; version=0.0.4; charset=utf-8", sb_str(&b));
+    sb_free(&b);
+}
+
+/* True when the request was one of these. */
+static bool http_health(struct http *h, struct edge_req *req, bool has_metrics)
+{
+    const struct head *head = edge_req_head(req);
+    bool is_get = head->method == HEAD_GET || head->method == HEAD_HEAD;
+    if (is_get && str_eq(head->path, S("/healthz")))
+        reply_plain(req, 200, "application/json", S("{\"status\":\"ok\"}"));
+    else if (is_get && str_eq(head->path, S("/readyz")))
+        http_readyz(h, req);
+    else if (is_get && has_metrics && str_eq(head->path, S("/metrics")))
+        http_metrics(h, req);
+    else
+        return false;
+    return true;
+}
+
+/* ---- edge callbacks ---------------------------------------------------------------------------------------------------- */
+
+static void reply_problem(struct edge_req *req, int status, const char *code, const char *title, unsigned retry_after_s)
+{
+    struct strbuf fields = {0}, body = {0};
+    fields_common(&fields, "application/problem+json");
+    if (retry_after_s)
+        sb_addf(&fields, "Retry-After: %u\r\n", retry_after_s);
+    problem_print(&body, status, code, title, title, NULL, NULL, NULL);
+    edge_reply(req, status, (struct str){NULL, 0}, sb_str(&fields), sb_str(&body), -1);
+    sb_free(&fields);
+    sb_free(&body);
+}
+
+static void on_request(void *ctx, struct edge_req *req)
+{
+    struct http *h = ctx;
+    if (http_health(h, req, false))
+        return;
+    const struct head *head = edge_req_head(req);
+    if (!str_starts(head->path, S("/api/v1/")) && !str_starts(head->path, S("/portal/v1/"))) {
+        h->answers[4]++;
+        reply_problem(req, 404, "not_found", err_text(ERR_NOT_FOUND), 0);
+        return;
+    }
+    struct exchange *ex = exchange_new(h, req);
+    const struct route *r = ex->rq.route;
+    struct db *lane = r && r->flags & ROUTE_SLOW ? h->admin->slow : !r || ex->rq.method == HEAD_GET ? h->admin->reader : h->admin->writer;
+    if (db_post(lane, DB_PLAIN, exchange_run, ex, exchange_done)) {
+        h->unavailable++;
+        ex->err = api_fail(&ex->rq, ERR_UNAVAILABLE, "busy", NULL, "too many requests are waiting");
+        exchange_problem(ex);
+        exchange_finish(ex);
+    }
+}
+
+static void on_metrics_request(void *ctx, struct edge_req *req)
+{
+    struct http *h = ctx;
+    if (!http_health(h, req, true))
+        reply_problem(req, 404, "not_found", err_text(ERR_NOT_FOUND), 0);
+}
+
+static void on_gone(void *ctx, struct edge_req *req, void *handle, bool too_slow)
+{
+    (void)ctx;
+    (void)req;
+    (void)too_slow;
+    if (handle)
+        exchange_of(handle)->req = NULL; /* what it changes is changed all the same; nobody is told */
+}
+
+static void on_drain(void *ctx, struct edge_req *req, void *handle)
+{
+    (void)ctx;
+    (void)req;
+    (void)handle;
+}
+
+static size_t body_limit(void *ctx, const struct head *head)
+{
+    struct http *h = ctx;
+    switch (head->method) {
+    case HEAD_POST:
+    case HEAD_PUT:
+    case HEAD_PATCH:
+    case HEAD_DELETE:
+        return h->admin->cfg->limits.admin_body_bytes;
+    case HEAD_METHOD_NONE:
+    case HEAD_GET:
+    case HEAD_HEAD:
+    case HEAD_OPTIONS:
+    case HEAD_OTHER:
+        break;
+    }
+    return 0;
+}
+
+static size_t body_limit_none(void *ctx, const struct head *head)
+{
+    (void)ctx;
+    (void)head;
+    return 0;
+}
+
+static void refusal(void *ctx, int status, const char *reason, struct strbuf *fields, struct strbuf *body)
+{
+    (void)ctx;
+    const char *code = status == 413   ? "too_large"
+                       : status == 408 ? "timeout"
+                       : status == 503 ? "unavailable"
+                       : status >= 500 ? "not_supported"
+                                       : "malformed_request";
+    fields_common(fields, "application/problem+json");
+    problem_print(body, status, code, reason, reason, NULL, NULL, NULL);
+}
+
+static void on_refused(void *ctx, const char *peer, int status, const char *reason)
+{
+    struct http *h = ctx;
+    static unsigned long long last;
+    h->answers[status / 100 % 6]++;
+    log_limited(&last, 1000, LOG_LEVEL_INFO, "refused %s: %d %s", peer, status, reason);
+}
+
+/* ---- life ---------------------------------------------------------------------------------------------------------------- */
+
+struct http *http_new(struct admin *a)
+{
+    struct http *h = NEW(struct http);
+    h->admin = a;
+    h->access_fd = -1;
+    pthread_mutex_init(&h->failures.mutex, NULL);
+    h->shared = edge_shared_new(a->cfg->limits.connections, a->cfg->limits.connections_per_ip);
+    const struct edge_handlers api = {.ctx = h,
+                                      .body_limit = body_limit,
+                                      .on_request = on_request,
+                                      .on_gone = on_gone,
+                                      .on_drain = on_drain,
+                                      .refusal = refusal,
+                                      .on_refused = on_refused};
+    struct edge_handlers metrics = api;
+    metrics.body_limit = body_limit_none;
+    metrics.on_request = on_metrics_request;
+    h->api = edge_new(a->loop, a->cfg, h->shared, &api);
+    h->metrics = edge_new(a->loop, a->cfg, h->shared, &metrics);
+    return h;
+}
+
+static enum err http_open_access_log(struct http *h, struct error *reterr)
+{
+    const char *path = h->admin->cfg->log.access_path;
+    if (path && strcmp(path, "off") == 0)
+        return ERR_OK;
+    h->access_fd = path && *path ? open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0640) : dup(STDOUT_FILENO);
+    if (h->access_fd < 0)
+        return error_set_field(reterr, ERR_UNAVAILABLE, "log.access_path", "log.access_path: %s: %s", path ? path : "", strerror(errno));
+    return ERR_OK;
+}
+
+static enum err http_listen_on(struct http *h, struct edge *e, struct edge_tls *tls, const struct config_listen *l, const char *what,
+                               struct strbuf *ports, struct error *reterr)
+{
+    for (size_t i = 0; i < l->n; i++) {
+        int fd;
+        char bound[128];
+        enum err err = edge_listen(l->list[i], &fd, bound, reterr);
+        if (!err)
+            err = edge_accept(e, fd, tls, reterr);
+        if (err)
+            return err;
+        sb_addf(ports, "%s\n", bound);
+        log_info("%s on %s%s", what, bound, tls ? " with TLS" : "");
+    }
+    (void)h;
+    return ERR_OK;
+}
+
+/* Whole or not at all, so that who waits for the file never reads half of it. */
+static enum err http_write_ports(const char *path, struct str text, struct error *reterr)
+{
+    struct strbuf temp = {0};
+    sb_addf(&temp, "%s.tmp", path);
+    int fd = open(temp.p, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+    bool good = fd >= 0 && write(fd, text.p, text.n) == (ssize_t)text.n;
+    if (fd >= 0)
+        close(fd);
+    good = good && rename(temp.p, path) == 0;
+    enum err err =
+        good ? ERR_OK : error_set_field(reterr, ERR_UNAVAILABLE, "admin.port_file", "admin.port_file: %s: %s", path, strerror(errno));
+    sb_free(&temp);
+    return err;
+}
+
+enum err http_listen(struct http *h, struct error *reterr)
+{
+    struct config *cfg = h->admin->cfg;
+    struct strbuf ports = {0};
+    enum err err = http_open_access_log(h, reterr);
+    if (!err && cfg->admin.tls.cert && *cfg->admin.tls.cert)
+        err = edge_tls_load(&cfg->admin.tls, &h->tls, reterr);
+    if (!err)
+        err = http_listen_on(h, h->api, h->tls, &cfg->admin.listen, "listen", &ports, reterr);
+    if (!err)
+        err = http_listen_on(h, h->metrics, NULL, &cfg->admin.metrics_listen, "metrics", &ports, reterr);
+    if (!err && cfg->admin.port_file && *cfg->admin.port_file)
+        err = http_write_ports(cfg->admin.port_file, sb_str(&ports), reterr);
+    sb_free(&ports);
+    return err;
+}
+
+static void http_edge_drained(void *ctx)
+{
+    struct http *h = ctx;
+    if (--h->draining_edges == 0)
+        h->on_drained(h->on_drained_ctx);
+}
+
+void http_drain(struct http *h, void (*on_drained)(void *ctx), void *ctx)
+{
+    if (h->draining)
+        return;
+    h->draining = true;
+    h->draining_edges = 2;
+    h->on_drained = on_drained;
+    h->on_drained_ctx = ctx;
+    edge_drain(h->api, http_edge_drained, h);
+    edge_drain(h->metrics, http_edge_drained, h);
+}
+
+void http_set_clock_bad(struct http *h, bool is_bad)
+{
+    h->clock_is_bad = is_bad;
+}
+
+void http_free(struct http **ph)
+{
+    struct http *h = *ph;
+    if (!h)
+        return;
+    *ph = NULL;
+    edge_free(&h->api);
+    edge_free(&h->metrics);
+    edge_tls_unref(&h->tls);
+    edge_shared_free(&h->shared);
+    if (h->access_fd >= 0)
+        close(h->access_fd);
+    pthread_mutex_destroy(&h->failures.mutex);
+    mem_free(h);
+}

@@ -1,0 +1,38 @@
+/* The admin daemon's HTTP side: edge requests become jobs of the database threads and their outcome an answer. Here stand routing,
+ * sign-in, roles, the check of bodies, idempotency, the transaction around a handler, its audit row, and problem documents. */
+#ifndef ADMIN_HTTP_H
+#define ADMIN_HTTP_H
+
+#include <stdint.h>
+
+#include "api.h"
+#include "pullgate/edge.h"
+#include "pullgate/err.h"
+
+struct http;
+
+struct http *http_new(struct admin *a);
+/* Listens on everything the configuration names and writes the port file. */
+enum err http_listen(struct http *h, struct error *reterr) MUST_USE;
+/* Stop accepting, answer what runs, then on_drained(ctx) from the loop. */
+void http_drain(struct http *h, void (*on_drained)(void *ctx), void *ctx);
+/* After the database threads stopped. */
+void http_free(struct http **h);
+
+/* Marks the wall clock as not to be trusted (or again so): /readyz says so. From the loop's thread. */
+void http_set_clock_bad(struct http *h, bool is_bad);
+
+/* ---- the table of routes: routes.c --------------------------------------------------------------------------------- */
+
+/* All tables of routes, NULL-terminated. */
+extern const struct route *const ROUTE_TABLES[];
+/* Finds the route; on a match of the path alone *ret_allowed has a bit (1 << enum head_method) for each method there. Parameter values
+ * are decoded into values (mem_free each). */
+const struct route *route_find(enum head_method method, struct str path, char *values[API_MAX_PARAMS], unsigned *ret_allowed);
+const char *route_method_text(enum head_method m);
+
+/* ---- the OpenAPI document: openapi.c ------------------------------------------------------------------------------- */
+
+void openapi_print(struct strbuf *ret);
+
+#endif
