@@ -155,9 +155,12 @@ static enum err serve(struct program *g, struct error *error)
         return ERR_UNAVAILABLE;
     for (unsigned i = 0; i < p->n_workers; i++) {
         int fds[CONFIG_MAX_LISTEN];
-        for (size_t k = 0; k < cfg->proxy.listen.n; k++)
-            if ((e = edge_listen(i == 0 ? cfg->proxy.listen.list[k] : bound[k], &fds[k], bound[k], error)) != ERR_OK)
+        for (size_t k = 0; k < cfg->proxy.listen.n; k++) {
+            char here[128]; /* the address is read while this is written */
+            if ((e = edge_listen(i == 0 ? cfg->proxy.listen.list[k] : bound[k], &fds[k], here, error)) != ERR_OK)
                 return e;
+            memcpy(bound[k], here, sizeof here);
+        }
         if (i == 0)
             name_service(p, bound[0]);
         if ((e = worker_new(p, i, fds, cfg->proxy.listen.n, &p->workers[i], error)) != ERR_OK)
