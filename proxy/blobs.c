@@ -1,6 +1,6 @@
 /* Blobs in flight and on disk. One lock guards everything that workers share; it is held for pointer work only, never over a system
  * call on a file. Reading order: the shared structures; sides and ports (how a change reaches readers in other workers); the filler
- * (the one upstream transfer behind a blob); the index of the disk cache; the helper threads (all file names, fsync and scans).
+ * (the one upstream transfer behind a blob); the index of the disk cache; the helper threads (all file names and scans).
  * Knows nothing of HTTP and of rights. */
 #include "blobs.h"
 
@@ -181,7 +181,7 @@ struct blobs {
     uint64_t next_name;
     int cache_fd; /* the directory, locked; -1 not usable now. Set once, by the slow helper */
 
-    /* quick: makes, opens, re-hashes and closes files that somebody waits for. slow: fsync and rename, the scan, the cache's lock */
+    /* quick: makes, opens, re-hashes and closes files that somebody waits for. slow: commits, the scan, the cache's lock */
     struct helper quick, slow;
     struct blobs_stats stats;
 };
@@ -1078,7 +1078,8 @@ static bool cache_rename(struct blobs *b, const char *temporary, const char *nam
     return renameat(b->cache_fd, temporary, b->cache_fd, name) == 0;
 }
 
-/* slow: a verified blob becomes a file of the cache. */
+/* slow: a verified blob becomes a file of the cache. No fsync: after a crash a name may stand for other bytes, and the next run hashes
+ * every file before it believes it. */
 static void job_commit(struct blobs *b, struct blob *o)
 {
     char **names = NULL, *temporary = NULL, name[NAME_MAX_LEN];
@@ -1101,13 +1102,12 @@ static void job_commit(struct blobs *b, struct blob *o)
     names_unlink(b, names, n);
     if (room && o->storage == STORAGE_MEMORY) {
         int fd = temporary_open(b, number, &temporary);
-        ok = fd >= 0 && write_all(fd, o->bytes, (size_t)o->size, 0) && fdatasync(fd) == 0;
+        ok = fd >= 0 && write_all(fd, o->bytes, (size_t)o->size, 0);
         if (fd >= 0)
             close(fd);
     } else if (room) {
         temporary = o->temporary; /* nobody else looks at it while the job holds the blob */
-        /* Without this a crash could leave the name with other bytes; with it the restart still hashes before it serves. */
-        ok = fdatasync(o->fd) == 0;
+        ok = true;
     }
     cache_name(&o->digest, name);
     ok = ok && cache_rename(b, temporary, name);

@@ -376,12 +376,11 @@ static void relay_pump(struct relay *r)
             return;
         answer_start(r);
     }
+    /* One window a turn: the edge sends at once, and a client that takes all of it must not hold the loop. on_drain comes in any case. */
     uint64_t limit = v.available < r->end ? v.available : r->end;
-    while (r->position < limit && edge_pending(r->req) < r->worker->cfg->limits.buffer_high) {
+    if (r->position < limit && edge_pending(r->req) < r->worker->cfg->limits.buffer_high) {
         uint64_t n = limit - r->position < WINDOW ? limit - r->position : WINDOW;
-        if (v.fd < 0)
-            edge_write(r->req, v.bytes + r->position, (size_t)n);
-        else if (edge_write_file(r->req, v.fd, r->position, (size_t)n) != ERR_OK) {
+        if (edge_write_file(r->req, v.fd, r->position, (size_t)n) != ERR_OK) {
             relay_fail(r, RELAY_UPSTREAM_CUT, ERR_INTERNAL, "cannot read the blob's file", 0);
             return;
         }
