@@ -445,8 +445,7 @@ static enum fetch_next on_direct_head(void *ctx, const struct upstream_blob_head
     }
     if (h->status == 206 && some && h->range.first == r->position && h->range.last == r->end - 1 && (h->total == 0 || h->total == r->size))
         return FETCH_MORE;
-    snprintf(r->detail, sizeof r->detail, "status %d, another range or length than asked for", h->status);
-    return direct_stop(r, RELAY_UPSTREAM_CUT, ERR_UPSTREAM, r->detail);
+    return direct_stop(r, RELAY_UPSTREAM_CUT, ERR_UPSTREAM, "another status, range or length than asked for");
 }
 
 static void direct_send(struct relay *r, const char *p, size_t n)

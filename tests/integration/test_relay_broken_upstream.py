@@ -23,7 +23,7 @@ def test_wrong_digest_big_withholds_the_end(way):
             blob.go.set()
             got = Answer(s)
         assert got.status == 200 and not got.complete
-        assert got.n <= len(data) - WITHHELD
+        assert got.n <= len(data) + 1 - WITHHELD
         assert bytes(got.data) == data[:got.n]
         assert l.end()["end"] == "digest_mismatch"
         l.quiet()
@@ -136,7 +136,7 @@ def test_failure_is_not_remembered():
 
 
 def test_redirects_pass():
-    with Lab(redirects="pass") as l:
+    with Lab(redirects="pass", redirect_host="storage.example") as l:
         blob = l.upstream.add(b"x", location="https://storage.example/blob?signature=1")
         for method, hint, range_ in (("GET", 1, None), ("HEAD", 1, None), ("GET", 1, "bytes=0-0"), ("GET", None, "bytes=0-0")):
             got = l.get(blob.digest, hint, method=method, range_=range_)

@@ -213,7 +213,7 @@ static void on_drain(void *ctx, struct edge_req *req, void *handle)
 
 /* ---- workers ---------------------------------------------------------------------------------------------------------------- */
 
-static void worker_stop(void *arg)
+static void driver_stop(void *arg)
 {
     struct worker *w = arg;
 
@@ -223,7 +223,7 @@ static void worker_stop(void *arg)
     loop_stop(w->loop);
 }
 
-static void *worker_main(void *arg)
+static void *driver_main(void *arg)
 {
     struct worker *w = arg;
     loop_run(w->loop);
@@ -245,7 +245,7 @@ int main(int argc, char **argv)
     struct config *c = NEW(struct config);
     struct upstream_limits lim = {0};
     struct error err = {0};
-    const char *url = NULL;
+    const char *url = NULL, *redirect_host = NULL;
     unsigned n_workers = 2;
     bool pass = false;
     sigset_t set;
@@ -285,6 +285,8 @@ int main(int argc, char **argv)
             n_workers = (unsigned)number(v);
         else if (strcmp(k, "--redirects") == 0)
             pass = strcmp(v, "pass") == 0;
+        else if (strcmp(k, "--redirect-host") == 0)
+            redirect_host = v;
         else if (strcmp(k, "--cache") == 0) {
             mem_free(c->proxy.blob_cache.path);
             c->proxy.blob_cache.path = mem_strdup(v);
@@ -362,7 +364,9 @@ int main(int argc, char **argv)
         spec->ca_pem = mem_strdup("");
         spec->realm = mem_strdup("");
         spec->redirects_pass = pass;
-        spec->redirect_hosts = mem_calloc(1, sizeof spec->redirect_hosts[0]);
+        spec->redirect_hosts = mem_calloc(2, sizeof spec->redirect_hosts[0]);
+        if (redirect_host != NULL)
+            spec->redirect_hosts[0] = mem_strdup(redirect_host);
         w->upstreams = NEW(struct upstreams);
         w->upstreams->loop = w->loop;
         w->upstreams->upstream = upstream_new(w->loop, spec, &lim);
@@ -378,18 +382,18 @@ int main(int argc, char **argv)
     printf("ready\n");
     fflush(stdout);
     for (unsigned i = 0; i < n_workers; i++)
-        AN(pthread_create(&proxy.workers[i]->thread, NULL, worker_main, proxy.workers[i]) == 0);
+        AN(pthread_create(&proxy.workers[i]->thread, NULL, driver_main, proxy.workers[i]) == 0);
 
     bool first_left = false;
     for (int sig = 0; sig != SIGTERM && sig != SIGINT;) {
         sigwait(&set, &sig);
         if (sig == SIGUSR1 && !first_left) {
             first_left = true;
-            loop_post(proxy.workers[0]->loop, worker_stop, proxy.workers[0]);
+            loop_post(proxy.workers[0]->loop, driver_stop, proxy.workers[0]);
         }
     }
     for (unsigned i = first_left ? 1 : 0; i < n_workers; i++)
-        loop_post(proxy.workers[i]->loop, worker_stop, proxy.workers[i]);
+        loop_post(proxy.workers[i]->loop, driver_stop, proxy.workers[i]);
     for (unsigned i = 0; i < n_workers; i++)
         pthread_join(proxy.workers[i]->thread, NULL);
     for (unsigned i = 0; i < n_workers; i++) {
