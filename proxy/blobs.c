@@ -1200,10 +1200,9 @@ static void scan_dir(int dir, const char *alg, const char *prefix, struct found 
         if (e->d_name[0] == '.' || fstatat(dirfd(d), e->d_name, &st, AT_SYMLINK_NOFOLLOW) != 0 || S_ISDIR(st.st_mode))
             continue;
         bool good = false;
-        if (alg != NULL && S_ISREG(st.st_mode) && strncmp(e->d_name, prefix, 2) == 0 && strlen(e->d_name) <= 128) {
-            snprintf(text, sizeof text, "%s:%s", alg, e->d_name);
+        if (alg != NULL && S_ISREG(st.st_mode) && strncmp(e->d_name, prefix, 2) == 0 &&
+            snprintf(text, sizeof text, "%s:%s", alg, e->d_name) < (int)sizeof text)
             good = digest_parse(str_c(text), &digest, NULL) == ERR_OK;
-        }
         if (!good) {
             (void)!unlinkat(dirfd(d), e->d_name, 0);
             continue;
