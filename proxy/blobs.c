@@ -1584,6 +1584,12 @@ void blobs_worker_leave(struct blobs *b, struct worker *w)
             timer_free(&o->timer);
             upstream_unref(&o->upstream);
             lock(b);
+            if (o->is_kicked) { /* an order that came meanwhile is for a thread that is no longer in charge */
+                TAILQ_REMOVE(&s->kicked, o, kick_link);
+                o->is_kicked = false;
+                blob_unref(o);
+            }
+            o->orders = 0;
             o->is_paused = false;
             o->owner = NULL;
             LIST_FOREACH(p, &o->ports, blob_link)

@@ -7,6 +7,7 @@
 #include "pullgate/mem.h"
 
 #include "accesslog.h"
+#include "blobs.h"
 #include "content.h"
 #include "exchange.h"
 #include "facts.h"
@@ -50,6 +51,7 @@ enum err worker_new(struct proxy *p, unsigned id, const int *take_fds, size_t n_
 static void worker_free_parts(struct worker *w)
 {
     edge_free(&w->edge);
+    blobs_worker_leave(w->proxy->blobs, w); /* transfers that other workers read go on there */
     content_free(&w->content);
     upstreams_free(&w->upstreams);
     facts_free(&w->facts);
