@@ -53,7 +53,7 @@ wait_for() { # what command...: until it succeeds, 20 s
         n=$((n + 1))
         if [ $n -gt 200 ]; then
             echo "$what did not come up:" >&2
-            tail -20 "$run"/*.log >&2
+            for f in "$run"/*.log; do printf '== %s\n' "$f" && tail -n 20 "$f"; done >&2
             exit 1
         fi
         sleep 0.1
@@ -214,6 +214,6 @@ while :; do
     sleep 1 &
     wait $!
     for pid in "${pids[@]}"; do
-        kill -0 "$pid" 2>/dev/null || { echo "a process ended by itself, see above" && tail -5 "$run"/*.log && exit 1; }
+        kill -0 "$pid" 2>/dev/null || { echo "a process ended by itself, see above" && tail -n 5 "$run/admin.log" "$run/proxy.log"; exit 1; }
     done
 done
