@@ -23,7 +23,7 @@ class World:
 
     def __init__(self, **kw):
         self.s = s = Stack(**kw)
-        r = s.registry
+        r = s.upstream
         self.base_layer = b"base layer " * 4000
         self.images = {}
         for version in ("1.0.0", "1.1.0", "2.0.0"):
