@@ -54,6 +54,9 @@ static void raw_add(struct strbuf *b, const char *key, struct str json, const ch
 
 /* ---- k: a credential or a license key ---------------------------------------------------------- */
 
+/* Nothing in it may change without a change of the credential itself: who edits a customer or a license tells the outbox about c:
+ * alone. So a disabled customer keeps his credentials, and the entitlement says `disabled`; a license key is named by its prefix. */
+
 static enum err compile_credential(struct store *s, struct str hash, struct strbuf *b, bool *ret_exists, struct error *reterr)
 {
     struct store_stmt *st;
@@ -61,7 +64,7 @@ static enum err compile_credential(struct store *s, struct str hash, struct strb
     enum err e = store_query(s, &st, reterr,
                              "SELECT c.id, c.customer_id, u.slug, u.vendor_id, coalesce(c.license_id,''), c.name, c.expires_at, c.allowed_cidrs"
                              " FROM credentials c JOIN customers u ON u.id=c.customer_id"
-                             " WHERE c.hash=? AND c.revoked_at=0 AND u.disabled=0 AND u.archived_at=0",
+                             " WHERE c.hash=? AND c.revoked_at=0 AND u.archived_at=0",
                              "s", hash);
     if (e)
         return e;
@@ -85,9 +88,9 @@ static enum err compile_credential(struct store *s, struct str hash, struct strb
         return e;
 
     e = store_query(s, &st, reterr,
-                    "SELECT l.id, l.customer_id, u.slug, u.vendor_id, l.name"
+                    "SELECT l.id, l.customer_id, u.slug, u.vendor_id, l.key_prefix"
                     " FROM licenses l JOIN customers u ON u.id=l.customer_id"
-                    " WHERE l.key_hash=? AND l.key_hash<>'' AND l.archived_at=0 AND u.disabled=0 AND u.archived_at=0",
+                    " WHERE l.key_hash=? AND l.key_hash<>'' AND l.archived_at=0 AND u.archived_at=0",
                     "s", hash);
     if (e)
         return e;

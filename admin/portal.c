@@ -78,8 +78,16 @@ enum err portal_authenticate(struct api *rq)
         return e;
     if (!k)
         return api_fail(rq, ERR_UNAUTHN, "unauthorized", NULL, "sign in with a pull credential or license key as the password");
+    struct jv *c = NULL;
+    e = fact_load(rq->store, 'c', jv_get_str(k, "customer_id"), &c, &rq->error);
+    bool enabled = c && !jv_get_bool(c, "disabled", true);
+    jv_free(c);
     int64_t expires = jv_get_int(k, "expires_at", 0);
-    if (expires && rq->now_s >= expires) {
+    if (e) {
+        ; /* cannot know */
+    } else if (!enabled) {
+        e = api_fail(rq, ERR_DENIED, "customer_disabled", NULL, "the customer is disabled");
+    } else if (expires && rq->now_s >= expires) {
         char date[CLOCK_RFC3339_MAX];
         e = api_fail(rq, ERR_DENIED, "credential_expired", NULL, "the credential expired on %s", clock_date(expires, date));
     } else if (!addr_in(jv_get(k, "allowed_cidrs"), rq->peer_addr)) {

@@ -36,6 +36,7 @@ static const int64_t SCRUB_FACTS = 100;          /* facts of that page */
 static const unsigned VERIFY_EVERY_MS = 20;      /* ... and while adopted values are checked, so often ... */
 static const int64_t VERIFY_FACTS = 200;         /* ... and so many */
 static const uint64_t EPOCH_JUMP_MAX = UINT64_C(1) << 62; /* what a signed 64-bit id can still count on from */
+static const size_t STALE_MAX = 1000;            /* facts that get another epoch in one transaction */
 static const unsigned SCRUB_BUCKETS = 8;         /* buckets compared at the same time */
 
 struct entry {
@@ -77,6 +78,8 @@ struct projector {
     bool verifying; /* what an earlier life wrote was adopted, and is compared once at full speed */
     enum sweep sweep;
     struct strbuf sweep_cursor;
+    struct strbuf stale; /* facts that changed without a change of their epoch, each ended by a line feed */
+    size_t n_stale;
 
     pthread_mutex_t lock;
     pthread_cond_t wake;    /* to the thread */
@@ -317,6 +320,46 @@ static void out_of_sync(struct projector *p, const char *why)
     p->in_sync = false;
     sb_reset(&p->root_text);
     sb_reset(&p->root_unsure);
+}
+
+/* What the fact says is not what was written under its epoch: somebody changed rows without telling the outbox, or a newer program
+ * says it in other words. The proxies look at epochs alone, so it gets another one. */
+static void stale_add(struct projector *p, struct str fact)
+{
+    if (p->n_stale >= STALE_MAX)
+        return; /* the next pass finds the rest */
+    sb_add(&p->stale, fact);
+    sb_add_char(&p->stale, '\n');
+    p->n_stale++;
+}
+
+static enum err stale_store(struct store *s, void *arg, struct error *reterr)
+{
+    struct str rest = sb_str(arg), fact;
+    enum err e = ERR_OK;
+    while (!e && rest.n && str_next(&rest, '\n', &fact)) {
+        struct strbuf payload = {0};
+        bool exists = true;
+        if (fact.n == 0)
+            break;
+        e = compile_fact(s, fact, &payload, &exists, reterr);
+        sb_free(&payload);
+        if (!e || e == ERR_INVALID)
+            e = outbox_put(s, fact, exists, reterr);
+    }
+    return e;
+}
+
+static enum err stale_flush(struct projector *p, struct error *reterr)
+{
+    static unsigned long long logged;
+    if (!p->n_stale)
+        return ERR_OK;
+    log_limited(&logged, LOG_EVERY_MS, LOG_LEVEL_WARN, "projector: %zu facts said something else than was written; they count as changed", p->n_stale);
+    enum err e = db_run(p->writer, DB_TRANSACTION, stale_store, &p->stale, reterr);
+    sb_reset(&p->stale);
+    p->n_stale = 0;
+    return e;
 }
 
 static bool is_stopping(struct projector *p)
@@ -581,7 +624,7 @@ static enum err rebuild_values(struct projector *p, struct map *map, uint64_t *r
         return e;
     e = outbox_epoch(p->store, ret_max, reterr);
     if (!e)
-        e = store_query(p->store, &st, reterr, "SELECT fact, epoch FROM fact_epochs ORDER BY fact", "");
+        e = store_query(p->store, &st, reterr, "SELECT fact, epoch, is_gone FROM fact_epochs ORDER BY fact", "");
     batch_begin(&c);
     while (!e && !(e = store_step(st, &row, reterr)) && row) {
         bool exists, has_value;
@@ -591,6 +634,8 @@ static enum err rebuild_values(struct projector *p, struct map *map, uint64_t *r
         if (e)
             break;
         map_put(map, fact, exists, epoch);
+        if (exists == (store_col_int(st, 2) != 0))
+            stale_add(p, fact);
         if (!has_value)
             continue; /* an old value of it is swept away below, or is not named */
         sb_reset(&key);
@@ -771,6 +816,14 @@ static enum err scrub_compare(struct projector *p, struct commands *pairs, struc
         struct str want = sb_str(&pairs->args[2 * i + 1]);
         if (r->items[i].type == CACHE_STRING && str_eq(r->items[i].str, want))
             continue;
+        uint64_t epoch, want_epoch;
+        struct str payload, key = sb_str(&pairs->args[2 * i]);
+        if (r->items[i].type == CACHE_STRING && str_starts(key, S("pg:v:")) &&
+            projection_unwrap(p->keys, key, r->items[i].str, &epoch, &payload) == ERR_OK &&
+            projection_unwrap(p->keys, key, want, &want_epoch, &payload) == ERR_OK && epoch == want_epoch) {
+            stale_add(p, str_skip(key, 5)); /* written by us, and no longer what the store says */
+            continue;
+        }
         fix[m++] = sb_str(&pairs->args[2 * i]);
         fix[m++] = want;
     }
@@ -813,9 +866,14 @@ static enum err scrub(struct projector *p, struct error *reterr)
         e = fact_compile(p, fact, &payload, &exists, &has_value, reterr);
         if (e)
             break;
-        if (map_epoch(p->map, fact) != (exists ? epoch : 0)) {
+        uint64_t written = map_epoch(p->map, fact);
+        if (written != 0 && written != epoch) {
             moved = true;
             break;
+        }
+        if (exists != (written != 0)) {
+            stale_add(p, fact);
+            continue;
         }
         if (!has_value)
             continue;
@@ -988,6 +1046,10 @@ static enum err round_run(struct projector *p, bool *ret_more, struct error *ret
         if (!p->in_sync)
             *ret_more = true;
     }
+    if (!e && p->n_stale) {
+        e = stale_flush(p, reterr);
+        *ret_more = true;
+    }
     if (!e && p->in_sync && p->sweep != SWEEP_NONE) { /* a slice; what was committed meanwhile comes first */
         e = sweep_step(p, reterr);
         *ret_more = true;
@@ -1023,6 +1085,9 @@ static void *projector_main(void *arg)
         pthread_mutex_unlock(&p->lock);
         if (e && e != ERR_CANCELED) {
             log_limited(&logged, LOG_EVERY_MS, LOG_LEVEL_WARN, "projector: %s; trying again", err.text[0] ? err.text : err_text(e));
+            uint64_t max;
+            if (p->store && outbox_epoch(p->store, &max, NULL) == ERR_OK)
+                publish_state(p, max); /* how far Redis is behind */
             was_down = true;
             p->next_tick_ms = 0; /* the first thing to know afterwards is whether the root is still there */
             backoff = backoff ? (backoff * 2 < BACKOFF_MAX_MS ? backoff * 2 : BACKOFF_MAX_MS) : BACKOFF_MIN_MS;
@@ -1089,6 +1154,7 @@ void projector_stop(struct projector **pp)
     sb_free(&p->root_unsure);
     mem_free(p->scrub_cursor);
     sb_free(&p->sweep_cursor);
+    sb_free(&p->stale);
     pthread_cond_destroy(&p->wake);
     pthread_cond_destroy(&p->changed);
     pthread_mutex_destroy(&p->lock);

@@ -47,9 +47,9 @@ static void fill(void)
         " ('cus_2','ven_1','two','Two',1,1), ('cus_3','ven_1','three','Three',1,1)");
     sql("UPDATE customers SET disabled=1 WHERE id='cus_2'");
     sql("UPDATE customers SET archived_at=9 WHERE id='cus_3'");
-    sql("INSERT INTO licenses (id, vendor_id, customer_id, application_id, name, status, key_hash, allowed_cidrs, expires_at, created_at, updated_at)"
-        " VALUES ('lic_1','ven_1','cus_1','app_1','Prod','active','hash_l1','[\"10.0.0.0/8\"]',4000000000,10,10),"
-        " ('lic_2','ven_1','cus_1','app_1','Gone','active','hash_l2','[]',0,11,11)");
+    sql("INSERT INTO licenses (id, vendor_id, customer_id, application_id, name, status, key_prefix, key_hash, allowed_cidrs, expires_at, created_at, updated_at)"
+        " VALUES ('lic_1','ven_1','cus_1','app_1','Prod','active','PREFIX','hash_l1','[\"10.0.0.0/8\"]',4000000000,10,10),"
+        " ('lic_2','ven_1','cus_1','app_1','Gone','active','','hash_l2','[]',0,11,11)");
     sql("UPDATE licenses SET archived_at=12 WHERE id='lic_2'");
     sql("INSERT INTO grants (id, license_id, selector, value, repositories, on_move, created_at) VALUES"
         " ('gr_1','lic_1','range','^1','[]','follow',20), ('gr_2','lic_1','exact','2.0.0','[\"shop/api\"]','pin',30)");
@@ -116,11 +116,13 @@ static void test_facts(void **state)
         {"k:h2", "{\"id\":\"crd_2\",\"kind\":\"credential\",\"customer_id\":\"cus_1\",\"customer_slug\":\"acme \\\"q\\\"\",\"vendor_id\":\"ven_1\","
                  "\"license_id\":\"lic_1\",\"name\":\"bound\",\"expires_at\":77,\"allowed_cidrs\":[\"1.2.3.4\"]}"},
         {"k:h3", ""}, /* revoked */
-        {"k:h4", ""}, /* its customer is disabled */
+        /* its customer is disabled: c: says so */
+        {"k:h4", "{\"id\":\"crd_4\",\"kind\":\"credential\",\"customer_id\":\"cus_2\",\"customer_slug\":\"two\",\"vendor_id\":\"ven_1\","
+                 "\"license_id\":\"\",\"name\":\"disabled\",\"expires_at\":0,\"allowed_cidrs\":[]}"},
         {"k:h5", ""}, /* its customer is archived */
         {"k:none", ""},
         {"k:hash_l1", "{\"id\":\"lic_1\",\"kind\":\"license_key\",\"customer_id\":\"cus_1\",\"customer_slug\":\"acme \\\"q\\\"\",\"vendor_id\":\"ven_1\","
-                      "\"license_id\":\"lic_1\",\"name\":\"Prod\",\"expires_at\":0,\"allowed_cidrs\":[]}"},
+                      "\"license_id\":\"lic_1\",\"name\":\"PREFIX\",\"expires_at\":0,\"allowed_cidrs\":[]}"},
         {"k:hash_l2", ""}, /* the license is archived */
         {"c:cus_1",
          "{\"customer_id\":\"cus_1\",\"customer_slug\":\"acme \\\"q\\\"\",\"vendor_id\":\"ven_1\",\"disabled\":false,\"renew_url\":\"https://renew\","
