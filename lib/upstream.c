@@ -32,6 +32,7 @@
 #define TOKEN_LIFE_MAX_S 3600
 #define TOKEN_MARGIN_MS 30000u            /* renewed so long before its end, or a quarter of its life before */
 #define REFUSALS_MAX 3u                   /* 401s of one operation */
+#define TOKEN_REFUSED_MS 2000u            /* a refusal of the realm is remembered so long: many tries lock an account */
 #define BACKOFF_FIRST_MS 50u              /* then four times as long each */
 #define TAG_PAGES_MAX 1000u
 #define TAG_TOKENS_MAX 2000000u           /* JSON values of one page of tags */
@@ -41,7 +42,9 @@ enum auth { AUTH_UNKNOWN, AUTH_BASIC, AUTH_BEARER }; /* what the upstream wants,
 struct token {
     struct token *next;
     char *scope; /* "" : none */
+    char *alias; /* the scope that the upstream asks for instead, once it has said so */
     char *value; /* NULL: not had yet */
+    uint64_t refused_until_ms;
     uint64_t use_until_ms, used_ms;
     uint64_t serial;
     struct upstream *u;
@@ -401,6 +404,7 @@ static void token_free(struct token *t)
     timer_free(&t->retry);
     free_secret_text(t->value);
     mem_free(t->scope);
+    mem_free(t->alias);
     if (t->body.p)
         mem_cleanse(t->body.p, t->body.n);
     sb_free(&t->body);
@@ -753,6 +757,7 @@ static void on_token_done(void *ctx, enum err err, const char *text, bool got_by
         snprintf(why, sizeof why, "token endpoint %s answers 429", u->realm);
     } else if (t->status == 401 || t->status == 403) {
         snprintf(why, sizeof why, "token endpoint %s refuses the user name or password (%d)", u->realm, t->status);
+        t->refused_until_ms = loop_now_ms(u->loop) + TOKEN_REFUSED_MS;
     } else if (t->status != 200) {
         snprintf(why, sizeof why, "token endpoint %s answers %d", u->realm, t->status);
     } else if (!token_read(t)) {
@@ -781,8 +786,8 @@ static void token_fetch(struct token *t)
         own = is_own(u, &realm);
         fetch_url_free(&realm);
     }
-    if (!ok) {
-        token_settle(t, ERR_UPSTREAM, "the realm is not allowed");
+    if (!ok || loop_now_ms(u->loop) < t->refused_until_ms) {
+        token_settle(t, ERR_UPSTREAM, ok ? "the token endpoint has just refused the user name or password" : "the realm is not allowed");
         return;
     }
     sb_addc(&url, u->realm);
@@ -808,11 +813,25 @@ static void token_fetch(struct token *t)
     sb_free(&url);
 }
 
+/* scope: "repository:<name>:<actions>", where name ends with op's repository. */
+static void op_scope_set(struct upstream_op *op, const char *scope)
+{
+    char *copy = mem_strdup(scope);
+    size_t end = (size_t)str_rindex(str_c(copy), ':');
+    mem_free(op->scope);
+    op->scope = copy;
+    op->repository = str_sub(str_c(copy), end - op->repository.n, op->repository.n);
+}
+
 /* A good token, or NULL: then op waits and is sent when there is one. */
 static struct token *token_need(struct upstream_op *op)
 {
     struct upstream *u = op->u;
     struct token *t = token_find(u, op->scope);
+    if (t && t->alias) {
+        op_scope_set(op, t->alias);
+        t = token_find(u, op->scope);
+    }
     if (!t)
         t = token_make(u, op->scope);
     if (t->value && loop_now_ms(u->loop) < t->use_until_ms)
@@ -853,11 +872,18 @@ static void scope_adopt(struct upstream_op *op, const char *asked)
             return;
         any = true;
     }
-    if (!any)
+    if (!any || strcmp(op->scope, asked) == 0)
         return;
-    mem_free(op->scope);
-    op->scope = mem_strdup(asked);
-    op->repository = str_sub(str_c(op->scope), (size_t)(name.p - asked) + name.n - op->repository.n, op->repository.n);
+    /* The next operation on this repository asks for the right one at once. An alias has none itself. */
+    struct token *t = token_find(op->u, op->scope);
+    if (!t)
+        t = token_make(op->u, op->scope);
+    mem_free(t->alias);
+    t->alias = mem_strdup(asked);
+    t = token_find(op->u, asked);
+    if (t)
+        MEM_FREE(t->alias);
+    op_scope_set(op, asked);
 }
 
 /* ---- 401 ------------------------------------------------------------------------------------------------------------ */

@@ -263,9 +263,11 @@ def test_scope_of_the_challenge_is_not_widened(server, scope):
 
 def test_scope_of_the_challenge_under_a_prefix(server):
     tokens = Tokens()
-    s = server(bearer_registry(tokens, scope='scope="repository:cache/acme/api:pull",'))
-    assert drive(s.url, "manifest acme/api 1.0")[0]["err"] == "OK"
+    s = server(bearer_registry(tokens, scope='scope="repository:cache/acme/api:pull",', good=lambda t: "cache" in tokens.asked[int(t[1:]) - 1][0]))
+    out = drive(s.url, *["manifest acme/api 1.0"] * 3)
+    assert [x["err"] for x in out] == ["OK"] * 3
     assert tokens.asked[0][0] == "service=reg&scope=repository:cache/acme/api:pull"
+    assert len(tokens.asked) == 1 and len(s.seen) == 5, "learned once"
 
 
 def test_twenty_in_parallel_get_one_token(server):
@@ -325,6 +327,20 @@ def test_token_endpoint_refuses(server, status, err):
     assert [x["err"] for x in out] == [err] * 3
     assert out[0]["retry_after"] == (7 if status == 429 else 0)
     assert not [r for r in s.seen if r.path == "/elsewhere"]
+
+
+def test_refusal_of_the_realm_is_remembered_a_moment(server):
+    good = threading.Event()
+
+    def handler(req):
+        if req.path == "/token":
+            return (200, {}, b'{"token":"t1"}') if good.is_set() else (401, {}, b"")
+        return manifest_answer() if req.auth == "Bearer t1" else (401, {"WWW-Authenticate": f'Bearer realm="http://{req.fields["host"]}/token"'}, b"")
+    s = server(handler)
+    threading.Timer(1.0, good.set).start()
+    out = drive(s.url, "5*manifest acme/api 1.0", "5*manifest acme/api 1.0", "sleep 2500", "manifest acme/api 1.0")
+    assert [x["err"] for x in out] == ["UPSTREAM"] * 10 + ["OK"]
+    assert len([r for r in s.seen if r.path == "/token"]) == 2
 
 
 def test_access_token_member(server):
@@ -712,10 +728,11 @@ def test_prefix_of_the_url(server):
 
 # ---- blobs -------------------------------------------------------------------------------------------------------------
 
-def test_416_that_lies_about_its_length(server):
+@pytest.mark.parametrize("length", [18881719, 60000])
+def test_416_that_lies_about_its_length(server, length):
     def handler(req):
         if "range" in req.fields:
-            req.sock.sendall(b"HTTP/1.1 416 X\r\nContent-Length: 18881719\r\n\r\n" + b"x" * 33)
+            req.sock.sendall(b"HTTP/1.1 416 X\r\nContent-Length: %d\r\n\r\n" % length + b"x" * 33)
             time.sleep(10)
             return None
         return 200, {}, BLOB
