@@ -110,7 +110,6 @@ enum err portal_authenticate(struct api *rq)
 struct artifact {
     char *repository_id, *repository, *kind, *tag;
     char digest[DIGEST_TEXT_MAX];
-    bool by_tag; /* the tag itself may be pulled, not only this digest */
 };
 
 struct row { /* one version of one application under one license */
@@ -218,8 +217,7 @@ static void tag_decide(const struct api *rq, const struct entitlement *ent, cons
                                .license_id = str_c(rq->license_id)};
     struct decision d = {0};
     decision_make(ent, &q, &d);
-    bool by_tag = d.verdict == VERDICT_ALLOW;
-    if (!by_tag && m > 1) { /* a pinning grant keeps what the tag stood for */
+    if (d.verdict != VERDICT_ALLOW && m > 1) { /* a pinning grant keeps what the tag stood for; the gate serves that under the tag */
         q.n_candidates = m;
         q.is_digest = true;
         decision_make(ent, &q, &d);
@@ -236,8 +234,7 @@ static void tag_decide(const struct api *rq, const struct entitlement *ent, cons
         r->artifacts[0] = (struct artifact){.repository_id = str_dup(jv_get_str(repository, "id")),
                                             .repository = str_dup(jv_get_str(repository, "name")),
                                             .kind = str_dup(jv_get_str(repository, "kind")),
-                                            .tag = str_dup(tag),
-                                            .by_tag = by_tag};
+                                            .tag = str_dup(tag)};
         digest_text(&d.candidate->digest, r->artifacts[0].digest);
     }
     mem_free(c);
@@ -423,23 +420,19 @@ static struct jv *commands_make(const struct artifact *a, struct str host, bool 
         name = str_skip(name, (size_t)(str_rindex(name, '/') + 1));
         for (const char *p = a->tag; *p; p++)
             sb_add_char(&version, *p == '_' ? '+' : *p);
-        if (a->by_tag) {
-            sb_addf(&b, "helm pull oci://%.*s/%s --version %s%s", STR(host), a->repository, version.p, plain ? " --plain-http" : "");
-            command_push(list, &b);
-            sb_addf(&b, "helm install %.*s oci://%.*s/%s --version %s%s", STR(name), STR(host), a->repository, version.p,
-                    plain ? " --plain-http" : "");
-            command_push(list, &b);
-        }
+        sb_addf(&b, "helm pull oci://%.*s/%s --version %s%s", STR(host), a->repository, version.p, plain ? " --plain-http" : "");
+        command_push(list, &b);
+        sb_addf(&b, "helm install %.*s oci://%.*s/%s --version %s%s", STR(name), STR(host), a->repository, version.p,
+                plain ? " --plain-http" : "");
+        command_push(list, &b);
         sb_addf(&b, "helm pull oci://%.*s/%s@%s%s", STR(host), a->repository, a->digest, plain ? " --plain-http" : "");
         command_push(list, &b);
         sb_free(&version);
     } else {
         const char *program = strcmp(a->kind, "image") == 0 ? "docker" : "oras";
         const char *option = plain && *program == 'o' ? " --plain-http" : "";
-        if (a->by_tag) {
-            sb_addf(&b, "%s pull%s %.*s/%s:%s", program, option, STR(host), a->repository, a->tag);
-            command_push(list, &b);
-        }
+        sb_addf(&b, "%s pull%s %.*s/%s:%s", program, option, STR(host), a->repository, a->tag);
+        command_push(list, &b);
         sb_addf(&b, "%s pull%s %.*s/%s@%s", program, option, STR(host), a->repository, a->digest);
         command_push(list, &b);
     }
