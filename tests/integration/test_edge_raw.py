@@ -600,6 +600,24 @@ def test_ended_in_the_middle_of_everything(tmp_path):
     s.close()
 
 
+def test_freed_in_the_middle_of_everything(tmp_path):
+    """No drain: each request in progress is told that its client is gone, and nothing leaks."""
+    s = Server(tmp_path, tls=True)
+    socks = []
+    for connect in (s.connect, lambda: tls(s)):
+        for raw in (b"", b"GET /", request("/body", "Content-Length: 10\r\n", "POST"), request("/x"), request("/never"), request("/slow/5000"),
+                    request("/bytes/9000000"), request("/file/9000000")):
+            c = connect()
+            c.sendall(raw)
+            socks.append(c)
+    socks.append(socket.create_connection(("127.0.0.1", s.tls_port)))
+    time.sleep(0.2)
+    s.process.stdin.write("q\n")
+    s.process.stdin.flush()
+    assert "freed connections 0 gone 8" in s.process.stdout.read()
+    assert s.process.wait(10) == 0, s.err
+
+
 def test_unix_socket_and_stale_file(tmp_path):
     for _ in range(2):
         s = Server(tmp_path)

@@ -1,7 +1,8 @@
 /* A small server over the edge, for tests with raw sockets and for measuring the edge alone:
  *
  *   drive_edge config.yaml     prints one line per listener ("plain 127.0.0.1:1234", "tls …"), serves until standard input closes,
- *                              then drains, prints the counters and ends. PULLGATE_TLS_* variables name the certificate.
+ *                              then drains, prints the counters and ends; "q" there ends it without a drain.
+ *                              proxy.listen is served plain, admin.listen with admin.tls.
  *
  *   /            method, target, body, peer as text          /hot          a 500-byte body
  *   /bytes/N     N patterned bytes, streamed in pieces       /file/N       the same from a file
@@ -208,7 +209,10 @@ static void on_stdin(void *ctx, int fd, unsigned ready)
 {
     char buf[64];
     (void)ctx, (void)ready;
-    if (read(fd, buf, sizeof buf) <= 0)
+    ssize_t n = read(fd, buf, sizeof buf);
+    if (n > 0 && buf[0] == 'q')
+        loop_stop(loop);
+    else if (n <= 0)
         edge_drain(edge, on_drained, NULL);
 }
 
@@ -270,6 +274,7 @@ int main(int argc, char **argv)
     printf("drained %d open %llu connections %llu gone %llu\n", has_drained, (unsigned long long)st.open,
            (unsigned long long)edge_shared_connections(shared), (unsigned long long)n_gone);
     edge_free(&edge);
+    printf("freed connections %llu gone %llu\n", (unsigned long long)edge_shared_connections(shared), (unsigned long long)n_gone);
     edge_tls_unref(&tls);
     loop_free(loop);
     edge_shared_free(&shared);
