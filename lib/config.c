@@ -22,10 +22,10 @@
 #include "pullgate/log.h"
 #include "pullgate/mem.h"
 
-#define FILE_BYTES_MAX (1024 * 1024) /* a configuration is a page or two; bounds what a wrong path can make us read */
+#define FILE_BYTES_MAX   (1024 * 1024) /* a configuration is a page or two; bounds what a wrong path can make us read */
 #define SECRET_BYTES_MAX 4096
-#define KEY_BYTES_MAX 96
-#define DEPTH_MAX 4
+#define KEY_BYTES_MAX    96
+#define DEPTH_MAX        4
 
 enum type {
     T_STRING,
@@ -59,35 +59,61 @@ struct key {
     const char *sentence;
 };
 
-#define MS 1ull
-#define SEC 1000ull
-#define HOUR (3600 * SEC)
-#define KIB 1024ull
-#define MIB (1024 * KIB)
-#define GIB (1024 * MIB)
-#define TIB (1024 * GIB)
+#define MS         1ull
+#define SEC        1000ull
+#define HOUR       (3600 * SEC)
+#define KIB        1024ull
+#define MIB        (1024 * KIB)
+#define GIB        (1024 * MIB)
+#define TIB        (1024 * GIB)
 
 #define AT(member) offsetof(struct config, member)
-#define TEXT(name, type, member, fallback, sentence) {name, type, AT(member), fallback, NULL, 0, 0, RESTART, OPEN, sentence}
-#define TEXT_RELOAD(name, type, member, fallback, sentence) {name, type, AT(member), fallback, NULL, 0, 0, RELOAD, OPEN, sentence}
-#define CHOICE(name, member, fallback, choices, reload, sentence) {name, T_CHOICE, AT(member), fallback, choices, 0, 0, reload, OPEN, sentence}
-#define HIDDEN(name, type, member, fallback, how, sentence) {name, type, AT(member), fallback, NULL, 0, 0, RESTART, how, sentence}
-#define NUMBER(name, type, member, fallback, min, max, sentence) {name, type, AT(member), fallback, NULL, min, max, RELOAD, OPEN, sentence}
-#define NUMBER_RESTART(name, type, member, fallback, min, max, sentence) {name, type, AT(member), fallback, NULL, min, max, RESTART, OPEN, sentence}
+#define TEXT(name, type, member, fallback, sentence)                                                                                       \
+    {                                                                                                                                      \
+        name, type, AT(member), fallback, NULL, 0, 0, RESTART, OPEN, sentence                                                              \
+    }
+#define TEXT_RELOAD(name, type, member, fallback, sentence)                                                                                \
+    {                                                                                                                                      \
+        name, type, AT(member), fallback, NULL, 0, 0, RELOAD, OPEN, sentence                                                               \
+    }
+#define CHOICE(name, member, fallback, choices, reload, sentence)                                                                          \
+    {                                                                                                                                      \
+        name, T_CHOICE, AT(member), fallback, choices, 0, 0, reload, OPEN, sentence                                                        \
+    }
+#define HIDDEN(name, type, member, fallback, how, sentence)                                                                                \
+    {                                                                                                                                      \
+        name, type, AT(member), fallback, NULL, 0, 0, RESTART, how, sentence                                                               \
+    }
+#define NUMBER(name, type, member, fallback, min, max, sentence)                                                                           \
+    {                                                                                                                                      \
+        name, type, AT(member), fallback, NULL, min, max, RELOAD, OPEN, sentence                                                           \
+    }
+#define NUMBER_RESTART(name, type, member, fallback, min, max, sentence)                                                                   \
+    {                                                                                                                                      \
+        name, type, AT(member), fallback, NULL, min, max, RESTART, OPEN, sentence                                                          \
+    }
 
+/* clang-format off: one row a line */
 static const struct key keys[] = {
-    TEXT("proxy.listen", T_LISTEN, proxy.listen, "127.0.0.1:5080", "Where clients pull: host:port, [ipv6]:port, *:port or unix:/path; a list or one address."),
+    TEXT("proxy.listen", T_LISTEN, proxy.listen, "127.0.0.1:5080",
+         "Where clients pull: host:port, [ipv6]:port, *:port or unix:/path; a list or one address."),
     TEXT_RELOAD("proxy.tls.cert", T_PATH, proxy.tls.cert, "", "PEM file with the certificate chain for clients; empty serves plain HTTP."),
     TEXT_RELOAD("proxy.tls.key", T_PATH, proxy.tls.key, "", "PEM file with the private key of proxy.tls.cert."),
     CHOICE("proxy.tls.min_version", proxy.tls.min_version, "1.2", "1.2|1.3", RELOAD, "Oldest TLS version clients may speak."),
-    TEXT("proxy.public_url", T_URL, proxy.public_url, "", "What customers type, for example https://registry.vendor.example; empty uses the request's Host."),
+    TEXT("proxy.public_url", T_URL, proxy.public_url, "",
+         "What customers type, for example https://registry.vendor.example; empty uses the request's Host."),
     NUMBER_RESTART("proxy.workers", T_WORKERS, proxy.workers, "auto", 1, 256, "Worker threads; auto is one a core."),
-    CHOICE("proxy.challenge", proxy.challenge, "basic", "basic|bearer", RESTART, "The challenge of a 401: basic works with every client, bearer sends them to the token endpoint first. Either is accepted."),
-    TEXT("proxy.realm_service", T_STRING, proxy.realm_service, "", "Service name in challenges and audience of tokens; empty takes the host of proxy.public_url, else pullgate."),
+    CHOICE("proxy.challenge", proxy.challenge, "basic", "basic|bearer", RESTART,
+           "The challenge of a 401: basic works with every client, bearer sends them to the token endpoint first. Either is accepted."),
+    TEXT("proxy.realm_service", T_STRING, proxy.realm_service, "",
+         "Service name in challenges and audience of tokens; empty takes the host of proxy.public_url, else pullgate."),
     TEXT("proxy.blob_cache.path", T_PATH, proxy.blob_cache.path, "", "Directory of verified blobs kept on disk; empty keeps none."),
-    NUMBER_RESTART("proxy.blob_cache.max_bytes", T_SIZE, proxy.blob_cache.max_bytes, "50GiB", 16 * MIB, 1024 * TIB, "Disk the kept blobs may fill; the least recently used go first."),
-    TEXT("proxy.spool_path", T_PATH, proxy.spool_path, "/var/tmp", "Directory of unlinked files that hold blobs in flight when there is no blob cache."),
-    TEXT("proxy.metrics_listen", T_LISTEN, proxy.metrics_listen, "", "Where /metrics, /healthz and /readyz are served apart; empty serves no metrics (healthz and readyz stay on proxy.listen)."),
+    NUMBER_RESTART("proxy.blob_cache.max_bytes", T_SIZE, proxy.blob_cache.max_bytes, "50GiB", 16 * MIB, 1024 * TIB,
+                   "Disk the kept blobs may fill; the least recently used go first."),
+    TEXT("proxy.spool_path", T_PATH, proxy.spool_path, "/var/tmp",
+         "Directory of unlinked files that hold blobs in flight when there is no blob cache."),
+    TEXT("proxy.metrics_listen", T_LISTEN, proxy.metrics_listen, "",
+         "Where /metrics, /healthz and /readyz are served apart; empty serves no metrics (healthz and readyz stay on proxy.listen)."),
     TEXT("proxy.port_file", T_PATH, proxy.port_file, "", "File that gets the bound addresses as lines, for scripts that listen on port 0."),
     TEXT("proxy.trusted_proxies", T_CIDRS, proxy.trusted_proxies, "", "Networks of load balancers whose X-Forwarded-For names the client."),
     TEXT("admin.listen", T_LISTEN, admin.listen, "127.0.0.1:5090", "Where the admin and portal APIs are served."),
@@ -95,66 +121,107 @@ static const struct key keys[] = {
     TEXT_RELOAD("admin.tls.key", T_PATH, admin.tls.key, "", "PEM file with the private key of admin.tls.cert."),
     CHOICE("admin.tls.min_version", admin.tls.min_version, "1.2", "1.2|1.3", RELOAD, "Oldest TLS version clients may speak."),
     TEXT("admin.public_url", T_URL, admin.public_url, "", "Address of the admin daemon as people reach it, for links."),
-    TEXT("admin.bootstrap_token_file", T_PATH, admin.bootstrap_token_file, "", "File with a token of at least 32 characters that is an owner's; empty: none."),
+    TEXT("admin.bootstrap_token_file", T_PATH, admin.bootstrap_token_file, "",
+         "File with a token of at least 32 characters that is an owner's; empty: none."),
     TEXT("admin.vendor_slug", T_SLUG, admin.vendor_slug, "default", "Slug of the first vendor, made at the first start."),
     TEXT("admin.vendor_name", T_STRING, admin.vendor_name, "Vendor", "Name of the first vendor."),
-    TEXT("admin.time_zone", T_ZONE, admin.time_zone, "UTC", "IANA time zone of the first vendor: an expiry given as a date is the end of that day there."),
+    TEXT("admin.time_zone", T_ZONE, admin.time_zone, "UTC",
+         "IANA time zone of the first vendor: an expiry given as a date is the end of that day there."),
     TEXT("admin.renew_url", T_LINK, admin.renew_url, "", "Where a denial of the first vendor tells customers to renew."),
     TEXT("admin.metrics_listen", T_LISTEN, admin.metrics_listen, "", "Where /metrics is served apart; empty serves none."),
     TEXT("admin.port_file", T_PATH, admin.port_file, "", "File that gets the bound addresses as lines, for scripts that listen on port 0."),
-    NUMBER_RESTART("admin.sync_interval", T_DURATION, admin.sync_interval_ms, "30s", 0, 24 * HOUR, "How often versions are discovered from upstream tags; 0 only when asked."),
+    NUMBER_RESTART("admin.sync_interval", T_DURATION, admin.sync_interval_ms, "30s", 0, 24 * HOUR,
+                   "How often versions are discovered from upstream tags; 0 only when asked."),
     TEXT("admin.trusted_proxies", T_CIDRS, admin.trusted_proxies, "", "Networks of load balancers whose X-Forwarded-For names the client."),
-    HIDDEN("store.url", T_STORE, store.url, "sqlite:///var/lib/pullgate/pullgate.db", SECRET_URL, "The system of record: sqlite:///path or postgresql://…"),
-    HIDDEN("redis.url", T_REDIS, redis.url, "redis://127.0.0.1:6379/0", SECRET_URL, "Redis: redis://host:port/db, rediss:// with TLS, or unix:///path?db=0."),
+    HIDDEN("store.url", T_STORE, store.url, "sqlite:///var/lib/pullgate/pullgate.db", SECRET_URL,
+           "The system of record: sqlite:///path or postgresql://…"),
+    HIDDEN("redis.url", T_REDIS, redis.url, "redis://127.0.0.1:6379/0", SECRET_URL,
+           "Redis: redis://host:port/db, rediss:// with TLS, or unix:///path?db=0."),
     TEXT("redis.username", T_STRING, redis.username, "", "Redis ACL user; empty is the default user."),
     HIDDEN("redis.password", T_STRING, redis.password, "", SECRET, "Redis password."),
-    TEXT("keys.path", T_PATH, keys.path, "/var/lib/pullgate/keys", "Directory of the signing, MAC and sealing keys; the admin makes them at its first start."),
-    NUMBER("cache.max_staleness", T_DURATION, cache.max_staleness_ms, "5s", 100 * MS, 300 * SEC, "Oldest a confirmed entitlement may be; bounds how late a license edit is seen when a message is lost."),
-    NUMBER("cache.grace_when_cache_is_down", T_DURATION, cache.grace_when_cache_is_down_ms, "60s", 0, HOUR, "How long what was granted at the last confirmation goes on while Redis is away; 0 not at all."),
-    NUMBER("cache.hold_on_unknown", T_DURATION, cache.hold_on_unknown_ms, "3s", 0, 60 * SEC, "How long a request waits for a dependency to come back before it is answered 503."),
-    NUMBER("cache.tag_freshness", T_DURATION, cache.tag_freshness_ms, "15s", 0, 24 * HOUR, "How long a tag's digest is trusted before the upstream is asked again."),
+    TEXT("keys.path", T_PATH, keys.path, "/var/lib/pullgate/keys",
+         "Directory of the signing, MAC and sealing keys; the admin makes them at its first start."),
+    NUMBER("cache.max_staleness", T_DURATION, cache.max_staleness_ms, "5s", 100 * MS, 300 * SEC,
+           "Oldest a confirmed entitlement may be; bounds how late a license edit is seen when a message is lost."),
+    NUMBER("cache.grace_when_cache_is_down", T_DURATION, cache.grace_when_cache_is_down_ms, "60s", 0, HOUR,
+           "How long what was granted at the last confirmation goes on while Redis is away; 0 not at all."),
+    NUMBER("cache.hold_on_unknown", T_DURATION, cache.hold_on_unknown_ms, "3s", 0, 60 * SEC,
+           "How long a request waits for a dependency to come back before it is answered 503."),
+    NUMBER("cache.tag_freshness", T_DURATION, cache.tag_freshness_ms, "15s", 0, 24 * HOUR,
+           "How long a tag's digest is trusted before the upstream is asked again."),
     NUMBER("cache.negative", T_DURATION, cache.negative_ms, "2s", 0, 60 * SEC, "How long an unknown digest is remembered as unknown."),
     NUMBER_RESTART("cache.manifest_size", T_SIZE, cache.manifest_bytes, "64MiB", MIB, TIB, "Memory for manifests, per worker."),
-    NUMBER("cache.control_plane_silence", T_DURATION, cache.control_plane_silence_ms, "24h", 60 * SEC, 30 * 24 * HOUR, "Oldest root of the projection that a proxy that has just started accepts."),
-    NUMBER_RESTART("limits.connections", T_COUNT, limits.connections, "10000", 1, 1000000, "Client connections in the process; above, the longest idle one makes room, else the new one is closed."),
-    NUMBER_RESTART("limits.connections_per_ip", T_COUNT, limits.connections_per_ip, "256", 1, 1000000, "Client connections from one address."),
+    NUMBER("cache.control_plane_silence", T_DURATION, cache.control_plane_silence_ms, "24h", 60 * SEC, 30 * 24 * HOUR,
+           "Oldest root of the projection that a proxy that has just started accepts."),
+    NUMBER_RESTART("limits.connections", T_COUNT, limits.connections, "10000", 1, 1000000,
+                   "Client connections in the process; above, the longest idle one makes room, else the new one is closed."),
+    NUMBER_RESTART("limits.connections_per_ip", T_COUNT, limits.connections_per_ip, "256", 1, 1000000,
+                   "Client connections from one address."),
     NUMBER_RESTART("limits.target_size", T_SIZE, limits.target_bytes, "4KiB", 256, 64 * KIB, "Longest request target; longer is 414."),
     NUMBER_RESTART("limits.head_size", T_SIZE, limits.head_bytes, "16KiB", KIB, 256 * KIB, "Largest request head; larger is 431."),
     NUMBER_RESTART("limits.head_fields", T_COUNT, limits.head_fields, "64", 8, 100, "Most header fields in a request; more is 431."),
-    NUMBER("limits.admin_body_size", T_SIZE, limits.admin_body_bytes, "64KiB", KIB, 16 * MIB, "Largest body of an admin API request; larger is 413."),
+    NUMBER("limits.admin_body_size", T_SIZE, limits.admin_body_bytes, "64KiB", KIB, 16 * MIB,
+           "Largest body of an admin API request; larger is 413."),
     NUMBER("limits.token_body_size", T_SIZE, limits.token_body_bytes, "8KiB", KIB, MIB, "Largest body of a token request; larger is 413."),
-    NUMBER_RESTART("limits.head_deadline", T_DURATION, limits.head_deadline_ms, "10s", 100 * MS, 300 * SEC, "From the first byte, or the accept, to the end of the request head; then 408."),
-    NUMBER_RESTART("limits.body_deadline", T_DURATION, limits.body_deadline_ms, "30s", 100 * MS, 3600 * SEC, "From the end of the head to the end of the request body; then 408."),
+    NUMBER_RESTART("limits.head_deadline", T_DURATION, limits.head_deadline_ms, "10s", 100 * MS, 300 * SEC,
+                   "From the first byte, or the accept, to the end of the request head; then 408."),
+    NUMBER_RESTART("limits.body_deadline", T_DURATION, limits.body_deadline_ms, "30s", 100 * MS, 3600 * SEC,
+                   "From the end of the head to the end of the request body; then 408."),
     NUMBER_RESTART("limits.tls_handshake", T_DURATION, limits.tls_handshake_ms, "10s", 100 * MS, 300 * SEC, "For a TLS handshake."),
-    NUMBER_RESTART("limits.keepalive_idle", T_DURATION, limits.keepalive_idle_ms, "60s", 100 * MS, HOUR, "How long a connection may idle between requests."),
-    NUMBER_RESTART("limits.keepalive_requests", T_COUNT, limits.keepalive_requests, "1000", 0, 1000000000, "Requests on one connection; 0 no bound."),
-    NUMBER_RESTART("limits.client_min_rate", T_SIZE, limits.client_min_rate, "10KiB", 0, GIB, "Bytes a second that a client must take while bytes wait for it; 0 no bound."),
-    NUMBER_RESTART("limits.client_min_rate_window", T_DURATION, limits.client_min_rate_window_ms, "30s", 100 * MS, HOUR, "Time over which limits.client_min_rate is measured."),
-    NUMBER("limits.blob_max_duration", T_DURATION, limits.blob_max_duration_ms, "2h", SEC, 7 * 24 * HOUR, "Longest a blob transfer to a client may take."),
-    NUMBER("limits.manifest_size", T_SIZE, limits.manifest_bytes, "4MiB", 64 * KIB, 64 * MIB, "Largest manifest accepted from an upstream."),
-    NUMBER("limits.closure_nodes", T_COUNT, limits.closure_nodes, "10000", 10, 1000000, "Most manifests and blobs in the closure of one manifest."),
+    NUMBER_RESTART("limits.keepalive_idle", T_DURATION, limits.keepalive_idle_ms, "60s", 100 * MS, HOUR,
+                   "How long a connection may idle between requests."),
+    NUMBER_RESTART("limits.keepalive_requests", T_COUNT, limits.keepalive_requests, "1000", 0, 1000000000,
+                   "Requests on one connection; 0 no bound."),
+    NUMBER_RESTART("limits.client_min_rate", T_SIZE, limits.client_min_rate, "10KiB", 0, GIB,
+                   "Bytes a second that a client must take while bytes wait for it; 0 no bound."),
+    NUMBER_RESTART("limits.client_min_rate_window", T_DURATION, limits.client_min_rate_window_ms, "30s", 100 * MS, HOUR,
+                   "Time over which limits.client_min_rate is measured."),
+    NUMBER("limits.blob_max_duration", T_DURATION, limits.blob_max_duration_ms, "2h", SEC, 7 * 24 * HOUR,
+           "Longest a blob transfer to a client may take."),
+    NUMBER("limits.manifest_size", T_SIZE, limits.manifest_bytes, "4MiB", 64 * KIB, 64 * MIB,
+           "Largest manifest accepted from an upstream."),
+    NUMBER("limits.closure_nodes", T_COUNT, limits.closure_nodes, "10000", 10, 1000000,
+           "Most manifests and blobs in the closure of one manifest."),
     NUMBER("limits.closure_depth", T_COUNT, limits.closure_depth, "4", 1, 16, "Deepest nesting of indexes in a closure."),
-    NUMBER("limits.inflight_per_customer", T_COUNT, limits.inflight_per_customer, "64", 1, 1000000, "Requests of one customer in progress; more is 429."),
-    NUMBER_RESTART("limits.upstream_connections", T_COUNT, limits.upstream_connections, "128", 1, 65536, "Connections to one upstream, per worker."),
-    NUMBER("limits.auth_failures_per_minute", T_COUNT, limits.auth_failures_per_minute, "30", 1, 1000000, "Failed sign-ins from one address in a minute; more is 429, right credentials always pass."),
-    NUMBER("limits.auth_failures_per_credential", T_COUNT, limits.auth_failures_per_credential, "30", 1, 1000000, "Failed sign-ins with one name in a minute; more is 429, right credentials always pass."),
-    NUMBER("limits.requests_per_customer", T_COUNT, limits.requests_per_customer, "0", 0, 1000000, "Requests a second of one customer; more is 429; 0 no bound."),
-    NUMBER("limits.tags_page", T_COUNT, limits.tags_page, "1000", 1, 100000, "Most tags on one page of tags/list, and repositories on one of _catalog."),
-    NUMBER("limits.resolve_tags", T_COUNT, limits.resolve_tags, "1000", 1, 100000, "Most tags resolved upstream to place one unknown digest."),
-    NUMBER_RESTART("limits.buffer_high", T_SIZE, limits.buffer_high, "256KiB", 16 * KIB, 64 * MIB, "Bytes waiting for one client above which its upstream is paused."),
-    NUMBER_RESTART("limits.buffer_low", T_SIZE, limits.buffer_low, "64KiB", KIB, 64 * MIB, "Bytes waiting for one client below which its upstream goes on."),
+    NUMBER("limits.inflight_per_customer", T_COUNT, limits.inflight_per_customer, "64", 1, 1000000,
+           "Requests of one customer in progress; more is 429."),
+    NUMBER_RESTART("limits.upstream_connections", T_COUNT, limits.upstream_connections, "128", 1, 65536,
+                   "Connections to one upstream, per worker."),
+    NUMBER("limits.auth_failures_per_minute", T_COUNT, limits.auth_failures_per_minute, "30", 1, 1000000,
+           "Failed sign-ins from one address in a minute; more is 429, right credentials always pass."),
+    NUMBER("limits.auth_failures_per_credential", T_COUNT, limits.auth_failures_per_credential, "30", 1, 1000000,
+           "Failed sign-ins with one name in a minute; more is 429, right credentials always pass."),
+    NUMBER("limits.requests_per_customer", T_COUNT, limits.requests_per_customer, "0", 0, 1000000,
+           "Requests a second of one customer; more is 429; 0 no bound."),
+    NUMBER("limits.tags_page", T_COUNT, limits.tags_page, "1000", 1, 100000,
+           "Most tags on one page of tags/list, and repositories on one of _catalog."),
+    NUMBER("limits.resolve_tags", T_COUNT, limits.resolve_tags, "1000", 1, 100000,
+           "Most tags resolved upstream to place one unknown digest."),
+    NUMBER_RESTART("limits.buffer_high", T_SIZE, limits.buffer_high, "256KiB", 16 * KIB, 64 * MIB,
+                   "Bytes waiting for one client above which its upstream is paused."),
+    NUMBER_RESTART("limits.buffer_low", T_SIZE, limits.buffer_low, "64KiB", KIB, 64 * MIB,
+                   "Bytes waiting for one client below which its upstream goes on."),
     NUMBER_RESTART("limits.redis_deadline", T_DURATION, limits.redis_deadline_ms, "200ms", 10 * MS, 60 * SEC, "For one Redis command."),
-    NUMBER_RESTART("limits.upstream_connect", T_DURATION, limits.upstream_connect_ms, "5s", 100 * MS, 300 * SEC, "For a connection to an upstream, TLS included."),
-    NUMBER_RESTART("limits.upstream_first_byte", T_DURATION, limits.upstream_first_byte_ms, "15s", 100 * MS, 600 * SEC, "From a request to an upstream to the first byte of its answer."),
-    NUMBER_RESTART("limits.upstream_stall", T_DURATION, limits.upstream_stall_ms, "30s", 100 * MS, 3600 * SEC, "Longest an upstream may send nothing in the middle of an answer."),
-    NUMBER("limits.upstream_retries", T_COUNT, limits.upstream_retries, "2", 0, 10, "Further tries of an upstream request of which no byte was answered."),
+    NUMBER_RESTART("limits.upstream_connect", T_DURATION, limits.upstream_connect_ms, "5s", 100 * MS, 300 * SEC,
+                   "For a connection to an upstream, TLS included."),
+    NUMBER_RESTART("limits.upstream_first_byte", T_DURATION, limits.upstream_first_byte_ms, "15s", 100 * MS, 600 * SEC,
+                   "From a request to an upstream to the first byte of its answer."),
+    NUMBER_RESTART("limits.upstream_stall", T_DURATION, limits.upstream_stall_ms, "30s", 100 * MS, 3600 * SEC,
+                   "Longest an upstream may send nothing in the middle of an answer."),
+    NUMBER("limits.upstream_retries", T_COUNT, limits.upstream_retries, "2", 0, 10,
+           "Further tries of an upstream request of which no byte was answered."),
     NUMBER("limits.drain", T_DURATION, limits.drain_ms, "60s", 0, 24 * HOUR, "How long SIGTERM waits for answers in progress."),
-    NUMBER_RESTART("limits.events_queued", T_COUNT, limits.events_queued, "100000", 100, 100000000, "Pull events held per worker while Redis is away; more are counted as lost."),
-    NUMBER_RESTART("limits.streams_per_worker", T_COUNT, limits.streams_per_worker, "1000", 1, 1000000, "Blob transfers of one worker; more is 503."),
-    NUMBER("limits.memory", T_SIZE, limits.memory_bytes, "0", 0, 1024 * TIB, "Resident memory above which requests are answered 503; 0 no bound."),
+    NUMBER_RESTART("limits.events_queued", T_COUNT, limits.events_queued, "100000", 100, 100000000,
+                   "Pull events held per worker while Redis is away; more are counted as lost."),
+    NUMBER_RESTART("limits.streams_per_worker", T_COUNT, limits.streams_per_worker, "1000", 1, 1000000,
+                   "Blob transfers of one worker; more is 503."),
+    NUMBER("limits.memory", T_SIZE, limits.memory_bytes, "0", 0, 1024 * TIB,
+           "Resident memory above which requests are answered 503; 0 no bound."),
     CHOICE("log.level", log.level, "info", "debug|info|warn|error", RELOAD, "Least serious messages logged."),
-    TEXT("log.access_path", T_STRING, log.access_path, "", "Where the access lines go: empty is standard output, off is nowhere, else a file."),
+    TEXT("log.access_path", T_STRING, log.access_path, "",
+         "Where the access lines go: empty is standard output, off is nowhere, else a file."),
 };
+/* clang-format on */
 #define N_KEYS (sizeof keys / sizeof *keys)
 
 /* ---- one value ----------------------------------------------------------------------------------------------------------- */
@@ -195,7 +262,8 @@ struct origin {
     size_t line; /* 0: none */
 };
 
-static enum err bad(const struct key *k, struct origin from, struct error *reterr, const char *fmt, ...) __attribute__((format(printf, 4, 5)));
+static enum err bad(const struct key *k, struct origin from, struct error *reterr, const char *fmt, ...)
+    __attribute__((format(printf, 4, 5)));
 static enum err bad(const struct key *k, struct origin from, struct error *reterr, const char *fmt, ...)
 {
     char text[256];
@@ -290,8 +358,9 @@ static const char *text_problem(const struct key *k, struct str s)
     case T_REDIS:
         if (has_control_or_blank(s))
             return "a URL has no blanks";
-        return str_starts(s, S("redis://")) || str_starts(s, S("rediss://")) || str_starts(s, S("unix:///")) ? NULL
-                                                                                 : "expected redis://, rediss:// or unix:///path";
+        return str_starts(s, S("redis://")) || str_starts(s, S("rediss://")) || str_starts(s, S("unix:///"))
+                   ? NULL
+                   : "expected redis://, rediss:// or unix:///path";
     case T_STORE:
         if (str_starts(s, S("sqlite://")))
             return s.n > 10 && s.p[9] == '/' ? NULL : "expected sqlite:///absolute/path";
@@ -323,12 +392,14 @@ static enum err set_number(struct config *c, const struct key *k, struct str s, 
     else if (k->type == T_SIZE)
         e = clock_parse_size(s, &v, &detail);
     else if (!str_to_u64(s, &v))
-        return bad(k, from, reterr, k->type == T_WORKERS ? "\"%.*s\" is neither auto nor a number" : "\"%.*s\" is no number", (int)(s.n < 60 ? s.n : 60), s.p);
+        return bad(k, from, reterr, k->type == T_WORKERS ? "\"%.*s\" is neither auto nor a number" : "\"%.*s\" is no number",
+                   (int)(s.n < 60 ? s.n : 60), s.p);
     if (e)
         return bad(k, from, reterr, "%s", detail.text);
     if (v < k->min || v > k->max) {
         const char *unit = k->type == T_DURATION ? "ms" : k->type == T_SIZE ? " bytes" : "";
-        return bad(k, from, reterr, "%.*s is not between %llu%s and %llu%s", STR(s), (unsigned long long)k->min, unit, (unsigned long long)k->max, unit);
+        return bad(k, from, reterr, "%.*s is not between %llu%s and %llu%s", STR(s), (unsigned long long)k->min, unit,
+                   (unsigned long long)k->max, unit);
     }
     *member_number(c, k) = v;
     return ERR_OK;
@@ -385,7 +456,9 @@ static void list_clear(struct config_listen *l)
 static enum err list_add(struct config *c, const struct key *k, struct str s, struct origin from, struct error *reterr)
 {
     struct config_listen *l = member_list(c, k);
-    const char *problem = memchr(s.n ? s.p : "", '\0', s.n) ? "holds a NUL byte" : k->type == T_LISTEN ? listen_problem(s) : cidr_problem(s);
+    const char *problem = memchr(s.n ? s.p : "", '\0', s.n) ? "holds a NUL byte"
+                          : k->type == T_LISTEN ? listen_problem(s)
+                                                : cidr_problem(s);
 
     if (problem)
         return bad(k, from, reterr, "\"%.*s\": %s", (int)(s.n < 120 ? s.n : 120), s.p, problem);
@@ -520,7 +593,8 @@ static struct str scalar_of(const yaml_event_t *ev)
 static bool is_null(const yaml_event_t *ev)
 {
     struct str s = scalar_of(ev);
-    return ev->type == YAML_SCALAR_EVENT && ev->data.scalar.style == YAML_PLAIN_SCALAR_STYLE && (s.n == 0 || str_eq_c(s, "~") || str_eq_c(s, "null"));
+    return ev->type == YAML_SCALAR_EVENT && ev->data.scalar.style == YAML_PLAIN_SCALAR_STYLE &&
+           (s.n == 0 || str_eq_c(s, "~") || str_eq_c(s, "null"));
 }
 
 static const struct key *key_find(const char *name)
@@ -791,7 +865,8 @@ static void warn_unknown_variables(void)
         for (size_t i = 0; i < N_KEYS && !known; i++) {
             env_name(&keys[i], name);
             size_t n = strlen(name), first = strcspn(keys[i].name, ".") + 10;
-            known = str_eq_c(var, name) || (keys[i].secrecy != OPEN && var.n == n + 5 && !memcmp(var.p, name, n) && !memcmp(var.p + n, "_FILE", 5));
+            known = str_eq_c(var, name) ||
+                    (keys[i].secrecy != OPEN && var.n == n + 5 && !memcmp(var.p, name, n) && !memcmp(var.p + n, "_FILE", 5));
             section = section || (var.n > first && !memcmp(var.p, name, first));
         }
         if (section && !known)
@@ -866,9 +941,11 @@ static enum err check_whole(const struct config *c, struct error *reterr)
     if (e)
         return e;
     if (c->limits.buffer_low >= c->limits.buffer_high)
-        return error_set_field(reterr, ERR_INVALID, "limits.buffer_low", "%s: limits.buffer_low: must be below limits.buffer_high", c->path);
+        return error_set_field(reterr, ERR_INVALID, "limits.buffer_low", "%s: limits.buffer_low: must be below limits.buffer_high",
+                               c->path);
     if (c->limits.target_bytes >= c->limits.head_bytes)
-        return error_set_field(reterr, ERR_INVALID, "limits.target_size", "%s: limits.target_size: must be below limits.head_size", c->path);
+        return error_set_field(reterr, ERR_INVALID, "limits.target_size", "%s: limits.target_size: must be below limits.head_size",
+                               c->path);
     return ERR_OK;
 }
 

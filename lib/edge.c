@@ -44,27 +44,27 @@
 #include "pullgate/log.h"
 #include "pullgate/mem.h"
 
-#define CONN_MAGIC 0x434f4e4eu
-#define REQ_MAGIC 0x52455145u
+#define CONN_MAGIC       0x434f4e4eu
+#define REQ_MAGIC        0x52455145u
 
-#define BACKLOG 4096                   /* the kernel cuts it to net.core.somaxconn */
-#define READ_BYTES (64 * 1024)         /* one recv; more than a head, a good part of a body */
+#define BACKLOG          4096          /* the kernel cuts it to net.core.somaxconn */
+#define READ_BYTES       (64 * 1024)   /* one recv; more than a head, a good part of a body */
 #define TLS_RECORD_BYTES 16384         /* largest plaintext of a record; also the unit of SSL_write, see tls_send() */
-#define REQS_KEPT 256                  /* request blocks (some 6 KiB) kept for reuse, per edge */
-#define REQ_BYTES_KEPT (16 * 1024)     /* a block with a larger buffer gives it back */
-#define PIPELINED_ROUND 16             /* requests answered from one read before other connections get their turn */
-#define DISCARD_MAX (1024 * 1024)      /* bytes sent beyond what we hold while a request waits: then the client is cut */
-#define LINGER_BYTES (64 * 1024)       /* read and dropped after a final answer, so that a RST does not destroy it (RFC 9112 9.6) */
-#define LINGER_MS 1000
-#define HALF_CLOSED_MS 1000            /* what a client that stopped sending gets to see the beginning of its answer */
-#define ACCEPT_PAUSE_MS 100            /* after EMFILE and its like */
-#define ACCEPT_LOG_MS 10000
+#define REQS_KEPT        256           /* request blocks (some 6 KiB) kept for reuse, per edge */
+#define REQ_BYTES_KEPT   (16 * 1024)   /* a block with a larger buffer gives it back */
+#define PIPELINED_ROUND  16            /* requests answered from one read before other connections get their turn */
+#define DISCARD_MAX      (1024 * 1024) /* bytes sent beyond what we hold while a request waits: then the client is cut */
+#define LINGER_BYTES     (64 * 1024)   /* read and dropped after a final answer, so that a RST does not destroy it (RFC 9112 9.6) */
+#define LINGER_MS        1000
+#define HALF_CLOSED_MS   1000 /* what a client that stopped sending gets to see the beginning of its answer */
+#define ACCEPT_PAUSE_MS  100  /* after EMFILE and its like */
+#define ACCEPT_LOG_MS    10000
 #define REASON_BYTES_MAX 800           /* a status line that every client and load balancer takes */
-#define FILE_BYTES_MAX (1024 * 1024)   /* one edge_write_file() */
-#define STREAM_ROUND (1024 * 1024)     /* streamed to one client before others get their turn: the rest waits for the next round */
-#define EVICT_LOOK 512                 /* idle connections looked at to find one of an address that is over its limit */
-#define ADDRESS_BUCKETS 4096
-#define TRUSTED_MAX (2 * CONFIG_MAX_LISTEN)
+#define FILE_BYTES_MAX   (1024 * 1024) /* one edge_write_file() */
+#define STREAM_ROUND     (1024 * 1024) /* streamed to one client before others get their turn: the rest waits for the next round */
+#define EVICT_LOOK       512           /* idle connections looked at to find one of an address that is over its limit */
+#define ADDRESS_BUCKETS  4096
+#define TRUSTED_MAX      (2 * CONFIG_MAX_LISTEN)
 
 enum state { IDLE, HANDSHAKE, HEAD, BODY, BUSY, STREAM, FLUSH, LINGER, DEAD };
 
@@ -90,17 +90,17 @@ struct conn {
     struct edge *edge;
     evhtp_connection_t *htp; /* owns fd, ssl and the bufferevent */
     int fd;
-    SSL *ssl;                /* after the handshake */
+    SSL *ssl; /* after the handshake */
     struct event rd, wr;
-    bool rd_on, wr_on, has_events;
-    bool close_after;   /* no further request */
-    bool linger;        /* bytes may be unread: close so that the answer survives */
-    bool half_closed;   /* the client will send no more */
-    bool dispatching;   /* on_request() is on the stack */
-    bool drain_due;     /* on_drain() is owed */
-    bool broken;        /* a write failed inside a handler's call; on_gone follows from the loop */
-    bool counted;       /* in shared */
-    bool per_address;   /* there by address too */
+    bool rd_on, wr_on;
+    bool close_after; /* no further request */
+    bool linger;      /* bytes may be unread: close so that the answer survives */
+    bool half_closed; /* the client will send no more */
+    bool dispatching; /* on_request() is on the stack */
+    bool drain_due;   /* on_drain() is owed */
+    bool broken;      /* a write failed inside a handler's call; on_gone follows from the loop */
+    bool counted;     /* in shared */
+    bool per_address; /* there by address too */
     bool is_tls, is_idle, is_later;
     bool owns_file;
     struct edge_req *req;
@@ -111,10 +111,10 @@ struct conn {
     int file_fd; /* then this part of a file */
     off_t file_at;
     size_t file_n;
-    size_t round_n;      /* bytes streamed in this round of the loop */
-    uint64_t left;       /* of a streamed answer, still to be given to us */
-    bool no_body;        /* HEAD, 304 …: what is streamed is dropped */
-    struct strbuf next;  /* bytes after the request in progress */
+    size_t round_n;     /* bytes streamed in this round of the loop */
+    uint64_t left;      /* of a streamed answer, still to be given to us */
+    bool no_body;       /* HEAD, 304 …: what is streamed is dropped */
+    struct strbuf next; /* bytes after the request in progress */
     uint64_t discarded;
     uint64_t sent;       /* bytes the kernel took, ever */
     bool is_waiting;     /* bytes wait for the client … */
@@ -162,8 +162,8 @@ struct edge {
     int64_t date_s;
     char date[48]; /* "Date: …\r\n" */
     size_t date_n;
-    struct strbuf head;            /* of the answer being written */
-    struct strbuf fields, body;    /* of refusals */
+    struct strbuf head;         /* of the answer being written */
+    struct strbuf fields, body; /* of refusals */
     unsigned long long accept_logged_ms;
     struct edge_stats stats;
     char read[READ_BYTES];
@@ -468,13 +468,13 @@ enum err edge_tls_load(const struct config_tls *c, struct edge_tls **ret, struct
     SSL_CTX_set_security_level(ctx, 2);
     SSL_CTX_set_options(ctx, SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_COMPRESSION | SSL_OP_CIPHER_SERVER_PREFERENCE | SSL_OP_PRIORITIZE_CHACHA);
     SSL_CTX_set_mode(ctx, SSL_MODE_RELEASE_BUFFERS | SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
-    SSL_CTX_set_session_cache_mode(ctx, SSL_SESS_CACHE_OFF); /* tickets carry the session; OpenSSL renews their keys never, so they die with the process */
+    SSL_CTX_set_session_cache_mode(ctx, SSL_SESS_CACHE_OFF); /* tickets carry the session; their keys live as long as the context */
     SSL_CTX_set_max_early_data(ctx, 0);
     SSL_CTX_set_alpn_select_cb(ctx, tls_alpn, NULL);
 
     enum err e = ERR_OK;
-    if (!SSL_CTX_set_min_proto_version(ctx, v13 ? TLS1_3_VERSION : TLS1_2_VERSION) || !SSL_CTX_set_cipher_list(ctx, "ECDHE+AESGCM:ECDHE+CHACHA20") ||
-        !SSL_CTX_set1_groups_list(ctx, "X25519:P-256"))
+    if (!SSL_CTX_set_min_proto_version(ctx, v13 ? TLS1_3_VERSION : TLS1_2_VERSION) ||
+        !SSL_CTX_set_cipher_list(ctx, "ECDHE+AESGCM:ECDHE+CHACHA20") || !SSL_CTX_set1_groups_list(ctx, "X25519:P-256"))
         e = tls_error(reterr, "TLS", "cannot set versions and ciphers");
     else if (SSL_CTX_use_certificate_chain_file(ctx, c->cert) != 1)
         e = tls_error(reterr, c->cert, "no usable certificate chain");
@@ -632,7 +632,8 @@ enum err edge_listen(const char *address, int *ret_fd, char ret_bound[128], stru
         return error_set(reterr, ERR_INVALID, "cannot listen on %s: %s", address, strerror(code));
     }
     /* sin_port and sin6_port stand at the same place */
-    snprintf(ret_bound, 128, "%.*s:%u", host.n ? (int)host.n : 1, host.n ? host.p : "*", ntohs(((const struct sockaddr_in *)(const void *)&bound)->sin_port));
+    snprintf(ret_bound, 128, "%.*s:%u", host.n ? (int)host.n : 1, host.n ? host.p : "*",
+             ntohs(((const struct sockaddr_in *)(const void *)&bound)->sin_port));
     *ret_fd = fd;
     return ERR_OK;
 }
@@ -823,7 +824,7 @@ static void count_sent(struct conn *c, size_t n)
     c->edge->stats.bytes_out += n;
 }
 
-#define SENT_NONE 0    /* would block */
+#define SENT_NONE   0 /* would block */
 #define SENT_BROKEN -1
 
 /* At most one record a call. A write that would block must be tried again with at least the bytes it was tried with, wherever they
@@ -1021,8 +1022,8 @@ static void conn_send(struct conn *c, struct str a, struct str b, bool more)
 static const char *reason_of(int status)
 {
     switch (status) {
-#define R(code, text) \
-    case code:        \
+#define R(code, text)                                                                                                                      \
+    case code:                                                                                                                             \
         return text;
         R(200, "OK")
         R(201, "Created")
@@ -1384,7 +1385,9 @@ static void refuse_tls_on_plain(struct conn *c)
         e->h.on_refused(e->h.ctx, c->peer, 400, "TLS on a plain HTTP port");
     c->close_after = c->linger = true;
     set_idle(c, false);
-    conn_send(c, S("HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\nClient sent an HTTPS request to an HTTP server.\n"),
+    conn_send(c,
+              S("HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\nClient sent an HTTPS request to an HTTP "
+                "server.\n"),
               (struct str){0}, false);
     c->state = FLUSH;
     req_give(e, c->req);
@@ -1759,7 +1762,8 @@ static void on_sweep(void *ctx)
     uint64_t now = loop_now_ms(e->loop);
     struct conn *c;
 
-    TAILQ_FOREACH (c, &e->all, all) { /* conn_close() leaves the list alone */
+    TAILQ_FOREACH(c, &e->all, all)
+    { /* conn_close() leaves the list alone */
         if (c->state == DEAD)
             continue;
         if (c->deadline_ms && now >= c->deadline_ms)
@@ -1794,7 +1798,8 @@ static bool evict(struct edge *e, const uint8_t *addr)
 
     if (addr)
         address_key(addr, wanted);
-    TAILQ_FOREACH (c, &e->idle, idle) {
+    TAILQ_FOREACH(c, &e->idle, idle)
+    {
         if (addr) {
             address_key(c->addr, key);
             if (++looked > EVICT_LOOK)
@@ -1883,7 +1888,7 @@ static evhtp_res on_post_accept(evhtp_connection_t *htp, void *ctx)
     address_text(c->addr, c->peer);
     c->per_address = counts_per_address(e, c->addr); /* as on_pre_accept counted */
     (void)fcntl(c->fd, F_SETFD, FD_CLOEXEC);
-    /* Never fed: 8 KiB a connection that nobody needs. evhtp frees it through free(), as we do, and looks before it does. */
+    /* Never fed: 8 KiB a connection that nobody needs. evhtp's own free of it looks for NULL first. */
     MEM_FREE(htp->parser);
     TAILQ_INSERT_TAIL(&e->all, c, all);
     e->n_conns++;
@@ -1987,7 +1992,8 @@ struct edge *edge_new(struct loop *l, const struct config *cfg, struct edge_shar
     e->cfg = cfg;
     e->shared = shared;
     e->h = *h;
-    e->head_limits = (struct head_limits){.target_bytes = cfg->limits.target_bytes, .head_bytes = cfg->limits.head_bytes, .fields = (unsigned)cfg->limits.head_fields};
+    e->head_limits = (struct head_limits){
+        .target_bytes = cfg->limits.target_bytes, .head_bytes = cfg->limits.head_bytes, .fields = (unsigned)cfg->limits.head_fields};
     TAILQ_INIT(&e->all);
     TAILQ_INIT(&e->idle);
     TAILQ_INIT(&e->later);
@@ -2012,9 +2018,9 @@ void edge_drain(struct edge *e, void (*on_drained)(void *ctx), void *ctx)
     e->on_drained = on_drained;
     e->drained_ctx = ctx;
     listeners_free(e);
-    TAILQ_FOREACH (c, &e->all, all)
-        if (c->state == HANDSHAKE || (c->state == IDLE && c->next.n == 0))
-            conn_close(c);
+    TAILQ_FOREACH(c, &e->all, all)
+    if (c->state == HANDSHAKE || (c->state == IDLE && c->next.n == 0))
+        conn_close(c);
     if (TAILQ_EMPTY(&e->later))
         event_add(e->later_event, &now);
 }
@@ -2028,8 +2034,8 @@ void edge_free(struct edge **edge)
     if (!e)
         return;
     listeners_free(e);
-    TAILQ_FOREACH (c, &e->all, all)
-        conn_gone(c, false);
+    TAILQ_FOREACH(c, &e->all, all)
+    conn_gone(c, false);
     while ((c = TAILQ_FIRST(&e->all)))
         conn_free(c);
     event_free(e->later_event);

@@ -6,25 +6,26 @@
 #include <string.h>
 
 #define METHOD_BYTES_MAX 32 /* longest registered method has 17 letters; bounds what is read before the first blank */
-#define PORT_DIGITS_MAX 5
+#define PORT_DIGITS_MAX  5
 
-enum { /* classes of a byte */
-    C_TOKEN = 1,  /* field names: RFC 9110 5.6.2 tchar */
-    C_TARGET = 2, /* [!-~] but '#' */
-    C_VALUE = 4,  /* field values: HTAB, SP, VCHAR, obs-text */
-    C_METHOD = 8, /* A-Z - _ : every registered method; lower case is a sign of a broken or hostile peer */
-    C_HOST = 16,  /* reg-name without percent-encoding and sub-delims; underscores occur in the wild */
-    C_HEX6 = 32,  /* inside [] of an IP literal */
+enum {               /* classes of a byte */
+       C_TOKEN = 1,  /* field names: RFC 9110 5.6.2 tchar */
+       C_TARGET = 2, /* [!-~] but '#' */
+       C_VALUE = 4,  /* field values: HTAB, SP, VCHAR, obs-text */
+       C_METHOD = 8, /* A-Z - _ : every registered method; lower case is a sign of a broken or hostile peer */
+       C_HOST = 16,  /* reg-name without percent-encoding and sub-delims; underscores occur in the wild */
+       C_HEX6 = 32,  /* inside [] of an IP literal */
 };
 
-#define T C_TOKEN
-#define V (C_TARGET | C_VALUE)
-#define PUNCT_T (T | V)                   /* token punctuation */
-#define UPPER (T | V | C_METHOD | C_HOST) /* G-Z */
-#define UPHEX (UPPER | C_HEX6)
-#define LOWER (T | V | C_HOST)
-#define LOHEX (LOWER | C_HEX6)
-#define DIGIT (T | V | C_HOST | C_HEX6)
+#define T       C_TOKEN
+#define V       (C_TARGET | C_VALUE)
+#define PUNCT_T (T | V)                     /* token punctuation */
+#define UPPER   (T | V | C_METHOD | C_HOST) /* G-Z */
+#define UPHEX   (UPPER | C_HEX6)
+#define LOWER   (T | V | C_HOST)
+#define LOHEX   (LOWER | C_HEX6)
+#define DIGIT   (T | V | C_HOST | C_HEX6)
+/* clang-format off */
 static const uint8_t classes[256] = {
     ['\t'] = C_VALUE, [' '] = C_VALUE,
     ['!'] = PUNCT_T, ['"'] = V, ['#'] = T | C_VALUE, ['$'] = PUNCT_T, ['%'] = PUNCT_T, ['&'] = PUNCT_T, ['\''] = PUNCT_T,
@@ -36,6 +37,7 @@ static const uint8_t classes[256] = {
     ['a' ... 'f'] = LOHEX, ['g' ... 'z'] = LOWER, ['{'] = V, ['|'] = PUNCT_T, ['}'] = V, ['~'] = PUNCT_T,
     [0x80 ... 0xff] = C_VALUE,
 };
+/* clang-format on */
 #undef T
 #undef V
 

@@ -22,7 +22,7 @@
 #include "pullgate/loop.h"
 #include "pullgate/mem.h"
 
-#define CHUNK 65536u
+#define CHUNK      65536u
 #define FILE_CHUNK (1024u * 1024u)
 
 static struct loop *loop;
@@ -155,12 +155,15 @@ static void on_request(void *ctx, struct edge_req *r)
     else if (str_eq_c(p, "/stats")) {
         struct edge_stats st;
         edge_stats(edge, &st);
-        sb_addf(&b, "accepted %llu open %llu refused_limit %llu requests %llu bad_heads %llu slow_clients %llu bytes_out %llu peak_pending %llu drains %llu\n",
+        sb_addf(&b,
+                "accepted %llu open %llu refused_limit %llu requests %llu bad_heads %llu slow_clients %llu bytes_out %llu peak_pending "
+                "%llu drains %llu\n",
                 (unsigned long long)st.accepted, (unsigned long long)st.open, (unsigned long long)st.refused_limit,
                 (unsigned long long)st.requests, (unsigned long long)st.bad_heads, (unsigned long long)st.slow_clients,
                 (unsigned long long)st.bytes_out, (unsigned long long)peak_pending, (unsigned long long)n_drained);
     } else
-        sb_addf(&b, "%.*s %.*s body=%.*s peer=%s tls=%d\n", STR(h->method_text), STR(h->target), STR(edge_req_body(r)), edge_req_peer(r), edge_req_is_tls(r));
+        sb_addf(&b, "%.*s %.*s body=%.*s peer=%s tls=%d\n", STR(h->method_text), STR(h->target), STR(edge_req_body(r)), edge_req_peer(r),
+                edge_req_is_tls(r));
     bool allowed = h->method == HEAD_GET || h->method == HEAD_HEAD || (h->method == HEAD_POST && str_starts(p, S("/body")));
     edge_reply(r, allowed ? 200 : 405, (struct str){0}, type, sb_str(&b), -1);
     sb_free(&b);

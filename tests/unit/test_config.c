@@ -65,15 +65,16 @@ static void defaults(void **state)
 static void shape(void **state)
 {
     (void)state;
-    struct config *c = load_good("proxy:  {listen: [\"127.0.0.1:0\", '[::1]:5080', unix:/run/p.sock], tls: {cert: , key: }, public_url: https://r.example/, "
-                                 "workers: 3, blob_cache: {path: /var/cache, max_bytes: 1GiB}, metrics_listen: }\n"
-                                 "admin:\n  listen: \"*:5090\"\n  tls:\n  bootstrap_token_file: /etc/token\n"
-                                 "store:  {url: \"postgresql://u:p@db/x\"}\n"
-                                 "redis:  {url: \"unix:///run/redis.sock?db=1\"}\n"
-                                 "keys: {path: /keys}\n"
-                                 "cache:  {max_staleness: 250ms, grace_when_cache_is_down: 0s, hold_on_unknown: 1s, tag_freshness: 2m}\n"
-                                 "limits: {connections: 5, head_deadline: 300ms, manifest_size: 1MiB, blob_max_duration: 1d}\n"
-                                 "log:\n");
+    struct config *c = load_good(
+        "proxy:  {listen: [\"127.0.0.1:0\", '[::1]:5080', unix:/run/p.sock], tls: {cert: , key: }, public_url: https://r.example/, "
+        "workers: 3, blob_cache: {path: /var/cache, max_bytes: 1GiB}, metrics_listen: }\n"
+        "admin:\n  listen: \"*:5090\"\n  tls:\n  bootstrap_token_file: /etc/token\n"
+        "store:  {url: \"postgresql://u:p@db/x\"}\n"
+        "redis:  {url: \"unix:///run/redis.sock?db=1\"}\n"
+        "keys: {path: /keys}\n"
+        "cache:  {max_staleness: 250ms, grace_when_cache_is_down: 0s, hold_on_unknown: 1s, tag_freshness: 2m}\n"
+        "limits: {connections: 5, head_deadline: 300ms, manifest_size: 1MiB, blob_max_duration: 1d}\n"
+        "log:\n");
     assert_int_equal(c->proxy.listen.n, 3);
     assert_string_equal(c->proxy.listen.list[1], "[::1]:5080");
     assert_string_equal(c->proxy.public_url, "https://r.example");
@@ -198,7 +199,10 @@ static void secrets(void **state)
     struct strbuf b = {0};
     (void)state;
     write_file(secret, "s3cret\n", 7);
-    snprintf(yaml, sizeof yaml, "redis:\n  password: other\n  password_file: %s\n  url: redis://:hidden1@h:1/0\nstore:\n  url: postgresql://u:hidden2@db/x?password=hidden3\n", secret);
+    snprintf(yaml, sizeof yaml,
+             "redis:\n  password: other\n  password_file: %s\n  url: redis://:hidden1@h:1/0\nstore:\n  url: "
+             "postgresql://u:hidden2@db/x?password=hidden3\n",
+             secret);
     struct config *c = load_good(yaml);
     assert_string_equal(c->redis.password, "s3cret");
     config_show(c, &b);
@@ -322,9 +326,9 @@ static int teardown(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(defaults),   cmocka_unit_test(shape),         cmocka_unit_test(refusals),
-        cmocka_unit_test(missing_file), cmocka_unit_test(environment), cmocka_unit_test(secrets),
-        cmocka_unit_test(round_trip), cmocka_unit_test(needs_restart), cmocka_unit_test(sample_file),
+        cmocka_unit_test(defaults),     cmocka_unit_test(shape),         cmocka_unit_test(refusals),
+        cmocka_unit_test(missing_file), cmocka_unit_test(environment),   cmocka_unit_test(secrets),
+        cmocka_unit_test(round_trip),   cmocka_unit_test(needs_restart), cmocka_unit_test(sample_file),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

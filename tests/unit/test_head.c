@@ -12,19 +12,23 @@
 
 static const struct head_limits limits = {.target_bytes = 4096, .head_bytes = 16384, .fields = 64};
 
-#define REQ "GET /v2/acme/app/manifests/1.0 HTTP/1.1\r\n"
+#define REQ  "GET /v2/acme/app/manifests/1.0 HTTP/1.1\r\n"
 #define HOST "Host: registry.example:5080\r\n"
 #define AUTH "Authorization: Basic dXNlcjpwYXNz\r\n"
 #define POST "POST /v2/ HTTP/1.1\r\n" HOST AUTH
-#define END "\r\n"
+#define END  "\r\n"
 
 struct row {
     const char *name;
     struct str bytes;
     int status;
 };
-#define ROW(name, text, status) {name, {text, sizeof(text) - 1}, status}
+#define ROW(name, text, status)                                                                                                            \
+    {                                                                                                                                      \
+        name, {text, sizeof(text) - 1}, status                                                                                             \
+    }
 
+/* clang-format off: one row a line */
 static const struct row rows[] = {
     ROW("SMG-001 well-formed GET", REQ HOST AUTH "Accept: */*\r\n" END, 0),
     ROW("HTTP/1.0 without Host", "GET / HTTP/1.0\r\n" END, 0),
@@ -38,7 +42,8 @@ static const struct row rows[] = {
     ROW("inner tab and obs-text in a value", REQ HOST "User-Agent: a\tb \xc3\xa9\r\n" END, 0),
     ROW("empty value", REQ HOST "Accept:\r\n" END, 0),
     ROW("SMG-075 Connection names Content-Length", POST "Connection: Content-Length\r\nContent-Length: 5\r\n" END, 0),
-    ROW("SMG-077 Upgrade: h2c is ignored", REQ HOST "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMA\r\n" END, 0),
+    ROW("SMG-077 Upgrade: h2c is ignored", REQ HOST "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMA\r\n" END,
+        0),
     ROW("Expect: 100-continue", POST "Expect: 100-Continue\r\nContent-Length: 5\r\n" END, 0),
 
     ROW("SMG-005 TE and CL", POST "Transfer-Encoding: chunked\r\nContent-Length: 6\r\n" END, 400),
@@ -138,6 +143,7 @@ static const struct row rows[] = {
     ROW("no target", "GET HTTP/1.1\r\n" HOST END, 400),
     ROW("relative target", "GET v2/ HTTP/1.1\r\n" HOST END, 400),
 };
+/* clang-format on */
 
 static int parse(struct str bytes, struct head *ret)
 {
@@ -275,7 +281,8 @@ static void keep_alive(void **state)
         struct str bytes;
         bool keep;
     } cases[] = {
-#define K(version, field, keep) {{"GET / HTTP/" version "\r\nHost: a\r\n" field "\r\n", sizeof("GET / HTTP/" version "\r\nHost: a\r\n" field "\r\n") - 1}, keep}
+#define K(version, field, keep)                                                                                                            \
+    {{"GET / HTTP/" version "\r\nHost: a\r\n" field "\r\n", sizeof("GET / HTTP/" version "\r\nHost: a\r\n" field "\r\n") - 1}, keep}
         K("1.1", "", true),
         K("1.1", "Connection: close\r\n", false),
         K("1.1", "Connection: CLOSE\r\n", false),
@@ -301,8 +308,8 @@ static void keep_alive(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(rules), cmocka_unit_test(prefixes), cmocka_unit_test(early),
-        cmocka_unit_test(bounds), cmocka_unit_test(parts), cmocka_unit_test(keep_alive),
+        cmocka_unit_test(rules),  cmocka_unit_test(prefixes), cmocka_unit_test(early),
+        cmocka_unit_test(bounds), cmocka_unit_test(parts),    cmocka_unit_test(keep_alive),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
