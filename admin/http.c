@@ -361,6 +361,13 @@ static void query_check_one(void *ctx, struct str key, struct str value)
     struct query_check *c = ctx;
     if (c->err)
         return;
+    /* An empty value, or one that cannot be decoded, must not read as "no filter". */
+    if (!value.n) {
+        char *empty = str_dup(str_sub(key, 0, 60));
+        c->err = api_fail(c->rq, ERR_INVALID, "invalid_parameter", empty, "%s: has no value, or one that cannot be decoded", empty);
+        mem_free(empty);
+        return;
+    }
     for (size_t i = 0; i < value.n; i++)
         if ((unsigned char)value.p[i] < 0x20 || value.p[i] == 0x7f) {
             c->err = api_fail(c->rq, ERR_INVALID, "invalid_parameter", NULL, "a parameter's value holds control characters");

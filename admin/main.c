@@ -191,6 +191,7 @@ static int run(struct config *cfg)
     struct error error = {0};
     struct admin *a = &p.admin;
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* a file at its limit is an error to report, as a full disk is */
     a->loop = loop_new();
     p.clock_timer = timer_new(a->loop, on_clock, &p);
     p.drain_timer = timer_new(a->loop, on_drain_over, &p);

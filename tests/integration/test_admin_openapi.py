@@ -1,0 +1,228 @@
+"""The OpenAPI document against the running server: every path, method and schema it names is what is done, and nothing else is."""
+import json
+import re
+
+import pytest
+import requests
+
+from admin_fixture import admin_stack, problem, token
+from stack import Stack, basic
+
+HTTP = {"get", "post", "put", "patch", "delete"}
+
+
+@pytest.fixture(scope="module")
+def w():
+    s = Stack(n_proxies=0, limits={"auth_failures_per_minute": 10000})
+    try:
+        s.registry.push_image("acme/api", "1.0.0", [b"layer"])
+        s.doc = requests.get(s.admin_base + "/api/v1/openapi.json").json()
+        yield s
+    finally:
+        s.close()
+
+
+def resolve(doc, schema):
+    while "$ref" in schema:
+        node = doc
+        for part in schema["$ref"].removeprefix("#/").split("/"):
+            node = node[part]
+        schema = node
+    return schema
+
+
+TYPES = {"string": str, "integer": int, "boolean": bool, "object": dict, "array": list, "null": type(None)}
+
+
+def check(doc, schema, value, where="$"):
+    """The part of JSON Schema that the document uses; anything else in it is an error of the test."""
+    schema = resolve(doc, schema)
+    assert set(schema) <= {"type", "properties", "required", "additionalProperties", "items", "enum", "format", "description", "minLength", "maxLength", "minimum",
+                           "maximum", "maxItems", "writeOnly"}, (where, schema)
+    types = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    assert any(isinstance(value, TYPES[t]) and not (t == "integer" and isinstance(value, bool)) for t in types), f"{where}: {value!r} is no {types}"
+    if "enum" in schema and value is not None:
+        assert value in schema["enum"], f"{where}: {value!r} not in {schema['enum']}"
+    if schema.get("format") == "date-time" and value is not None:
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{3})?Z", value), f"{where}: {value!r}"
+    if isinstance(value, dict) and "properties" in schema:
+        assert not schema["additionalProperties"]
+        assert set(schema.get("required", [])) <= set(value), f"{where}: lacks {set(schema['required']) - set(value)}"
+        assert set(value) <= set(schema["properties"]), f"{where}: also has {set(value) - set(schema['properties'])}"
+        for k, v in value.items():
+            check(doc, schema["properties"][k], v, f"{where}.{k}")
+    if isinstance(value, list):
+        for i, v in enumerate(value):
+            check(doc, schema["items"], v, f"{where}[{i}]")
+
+
+def test_the_document_is_well_formed(w):
+    doc = w.doc
+    assert doc["openapi"] == "3.1.0" and doc["info"]["title"] and doc["info"]["version"]
+    ids = [op["operationId"] for path in doc["paths"].values() for op in path.values()]
+    assert len(ids) == len(set(ids)) >= 50
+    for path, ops in doc["paths"].items():
+        assert path.startswith(("/api/v1/", "/portal/v1/")) and set(ops) <= HTTP
+        for method, op in ops.items():
+            declared = {p["name"] for p in op.get("parameters", []) if p["in"] == "path"}
+            assert declared == set(re.findall(r"{(\w+)}", path))
+            assert op["summary"] and len([c for c in op["responses"] if c != "default"]) == 1
+    text = json.dumps(doc)
+    for ref in re.findall(r'"\$ref": "([^"]+)"', text):
+        resolve(doc, {"$ref": ref})
+
+
+def operations(doc, prefix="/api/v1/"):
+    return [(path, method, op) for path, ops in doc["paths"].items() for method, op in ops.items() if path.startswith(prefix)]
+
+
+def fill(path):
+    return re.sub(r"{\w+}", "nope", path)
+
+
+def test_each_operation_is_there_and_asks_for_sign_in(w):
+    for path, method, op in operations(w.doc, "/"):
+        r = requests.request(method, w.admin_base + fill(path), json={} if method != "get" else None)
+        if op["security"]:
+            problem(r, 401, "unauthorized" if path.startswith("/api") else None)
+        else:
+            assert r.status_code == 200
+
+
+def test_each_change_needs_more_than_a_viewer(w):
+    viewer, _ = token(w, "viewer")
+    for path, method, op in operations(w.doc):
+        r = viewer(method.upper(), fill(path).removeprefix("/api/v1"), {} if method != "get" else None)
+        if method != "get":
+            problem(r, 403, "role_not_allowed")
+        else:
+            assert r.status_code in (200, 400, 403, 404), (path, r.text)
+
+
+def test_a_method_that_is_not_in_the_document_is_not_there(w):
+    for path, ops in w.doc["paths"].items():
+        for method in HTTP - set(ops):
+            r = w.api.s.request(method, w.admin_base + fill(path), json={} if method != "get" else None)
+            if path.startswith("/portal/"):
+                assert r.status_code in (401, 405)
+                continue
+            problem(r, 405, "method_not_allowed")
+            assert {m.strip().lower() for m in r.headers["Allow"].split(",")} == set(ops)
+
+
+def test_an_unknown_member_or_parameter_is_refused_everywhere(w):
+    for path, method, op in operations(w.doc):
+        if op["security"]:
+            problem(w.api(method.upper(), fill(path).removeprefix("/api/v1") + "?zz=1", {} if method != "get" else None), 400, "unknown_parameter", "zz")
+        if method != "get":
+            problem(w.api(method.upper(), fill(path).removeprefix("/api/v1"), {"zz": 1}), 400, "unknown_field", "zz")
+
+
+def walk(w):
+    """One of everything, through every operation; yields operationId, response."""
+    a = w.api
+    seen = {}
+
+    def call(op_id, path="", body=None, **kw):
+        for template, method, op in operations(w.doc):
+            if op["operationId"] == op_id:
+                r = a(method.upper(), path or template.removeprefix("/api/v1"), body, **kw)
+                good = [c for c in op["responses"] if c != "default"][0]
+                assert str(r.status_code) == good, f"{op_id}: {r.status_code} {r.text}, not {good}"
+                if r.content:
+                    assert r.headers["Content-Type"] == "application/json"
+                    schema = op["responses"][good].get("content", {}).get("application/json", {}).get("schema")
+                    if schema:
+                        check(w.doc, schema, r.json(), op_id)
+                    # what is sent is in the document too
+                if body:
+                    sent = resolve(w.doc, op["requestBody"]["content"]["application/json"]["schema"])
+                    assert set(body) <= set(sent["properties"])
+                if r.status_code == 201 and op_id != "vendor.create":  # seen by itself only
+                    assert a("GET", r.headers["Location"].removeprefix("/api/v1")).status_code == 200
+                seen[op_id] = True
+                return r.json() if r.content else None
+        raise AssertionError(f"{op_id} is not in the document")
+
+    call("openapi.get")
+    ven = call("vendor.create", body={"slug": "walker", "name": "W", "time_zone": "Asia/Tokyo", "renew_url": "", "support_contact": ""})
+    own = call("vendor.list")["items"][0]
+    assert ven["id"] != own["id"]
+    call("vendor.get", f"/vendors/{own['id']}")
+    call("vendor.update", f"/vendors/{own['id']}", {"name": "Owner"})
+    tok = call("token.create", body={"name": "t", "role": "viewer"})
+    call("token.list")
+    call("token.get", f"/tokens/{tok['id']}")
+    call("token.delete", f"/tokens/{tok['id']}")
+    up = call("upstream.create", body={"name": "reg", "url": w.upstream.url, "username": w.upstream.auth[0], "password": w.upstream.auth[1], "ca": "", "redirects": "follow",
+                                       "redirect_hosts": ["cdn.example"], "realm": ""})
+    call("upstream.list")
+    call("upstream.get", f"/upstreams/{up['id']}")
+    call("upstream.update", f"/upstreams/{up['id']}", {"redirect_hosts": []})
+    assert call("upstream.test", f"/upstreams/{up['id']}/test")["ok"] is True
+    app = call("application.create", body={"slug": "walk", "name": "Walk", "description": "d", "metadata": {"k": "v"},
+                                           "repositories": [{"name": "walk/api", "upstream_id": up["id"], "upstream_repository": "acme/api", "kind": "image", "tag_template": "{version}"}]})
+    call("application.list")
+    call("application.get", f"/applications/{app['id']}")
+    call("application.update", f"/applications/{app['id']}", {"description": "e"})
+    rep = call("repository.create", f"/applications/{app['id']}/repositories", {"name": "walk/extra", "upstream_id": up["id"], "upstream_repository": "acme/extra"})
+    call("repository.list", f"/applications/{app['id']}/repositories")
+    call("repository.get", f"/applications/{app['id']}/repositories/{rep['id']}")
+    call("repository.update", f"/applications/{app['id']}/repositories/{rep['id']}", {"kind": "artifact"})
+    call("repository.delete", f"/applications/{app['id']}/repositories/{rep['id']}")
+    sync = call("application.sync", f"/applications/{app['id']}/sync")
+    assert sync["status"] == "done" and sync["repositories"][0]["sync_error"] == ""
+    call("version.put", f"/applications/{app['id']}/versions/1.0.0", {"channel": "stable", "released_at": "2026-01-01", "notes": "n", "tags": {"walk/api": "1.0.0"}})
+    v = call("version.list", f"/applications/{app['id']}/versions")["items"][0]
+    assert v["version"] == "1.0.0" and v["artifacts"][0]["digest"].startswith("sha256:")
+    call("version.get", f"/applications/{app['id']}/versions/1.0.0")
+    cus = call("customer.create", body={"slug": "walked", "name": "Walked", "email": "a@b.example", "external_id": "X", "metadata": {}, "disabled": False})
+    call("customer.list")
+    call("customer.get", f"/customers/{cus['id']}")
+    call("customer.update", f"/customers/{cus['id']}", {"name": "W"})
+    crd = call("credential.create", f"/customers/{cus['id']}/credentials", {"name": "c", "expires_at": None, "allowed_cidrs": []})
+    call("credential.list", f"/customers/{cus['id']}/credentials")
+    call("credential.get", f"/customers/{cus['id']}/credentials/{crd['id']}")
+    new = call("credential.rotate", f"/customers/{cus['id']}/credentials/{crd['id']}/rotate", {"overlap": "1h"})
+    call("credential.delete", f"/customers/{cus['id']}/credentials/{crd['id']}")
+    lic = call("license.create", body={"name": "L", "customer_id": cus["id"], "application_id": app["id"], "type": "trial", "expires_at": "2090-01-01", "grants": [{"selector": "all"}],
+                                       "allowed_cidrs": ["127.0.0.0/8"], "upstream_credential_id": up["id"]})
+    url = f"/licenses/{lic['id']}"
+    call("license.list")
+    call("license.get", url)
+    call("license.update", url, {"period": "P1Y", "grace_days": 7})
+    call("license.activate", url + "/activate", {"reason": "paid"})
+    call("license.suspend", url + "/suspend", {"reason": "overdue"})
+    call("license.reinstate", url + "/reinstate")
+    call("license.renew", url + "/renew", {"period": "P1M", "reason": "r"})
+    call("license.extend", url + "/extend", {"period": "1d"})
+    call("license.rotate_key", url + "/rotate-key")
+    g = call("license.add_grant", url + "/grants", {"selector": "exact", "value": "1.0.0", "on_move": "pin"})["grants"][-1]
+    call("license.update_grant", f"{url}/grants/{g['id']}", {"note": "n"})
+    d = call("explain", "/explain?customer=walked&repository=walk/api&reference=1.0.0&client=127.0.0.1")
+    assert d["decision"] == "allow" and d["considered"][0]["license_id"] == lic["id"] and d["digest"] == v["artifacts"][0]["digest"]
+    d = call("explain", f"/explain?customer=walked&repository=walk/api&client=127.0.0.1&reference={d['digest']}")
+    assert d["decision"] == "allow"
+    portal = requests.get(w.admin_base + "/portal/v1/versions", headers={"Authorization": basic("walked", new["secret"])})
+    assert portal.status_code == 200 and [i["version"] for i in portal.json()["items"]] == ["1.0.0"]
+    for path, method, op in operations(w.doc, "/portal/"):
+        if method == "get" and "{" not in path:
+            r = requests.get(w.admin_base + path, headers={"Authorization": basic("walked", new["secret"])})
+            assert r.status_code == 200, (path, r.text)
+            if r.headers["Content-Type"] == "application/json":
+                check(w.doc, op["responses"]["200"]["content"]["application/json"]["schema"], r.json(), path)
+    call("license.remove_grant", f"{url}/grants/{g['id']}")
+    call("license.revoke", url + "/revoke", {"reason": "end"})
+    call("license.delete", url)
+    for op_id in ("pull.list", "audit.list", "event.list", "audit.verify"):
+        call(op_id)
+    call("customer.delete", f"/customers/{cus['id']}")
+    call("application.delete", f"/applications/{app['id']}")
+    call("upstream.delete", f"/upstreams/{up['id']}")
+    return seen
+
+
+def test_walk(w):
+    seen = walk(w)
+    missing = {op["operationId"] for _, _, op in operations(w.doc)} - set(seen)
+    assert not missing, f"operations that the walk does not try: {missing}"
