@@ -34,6 +34,8 @@ static const unsigned IDLE_OPEN_MAX = 256;
 /* One turn of re-hashing a file of an earlier run; other jobs come in between. */
 static const size_t VERIFY_SLICE = (size_t)4 << 20;
 static const size_t READ_CHUNK = (size_t)256 << 10;
+/* What arrives in one round of the loop (curl reads 128 KiB and hands it on by 16) goes to the file in one write. */
+static const size_t GATHER = (size_t)128 << 10;
 /* How often an unusable cache directory is tried again. */
 static const time_t CACHE_RETRY_S = 5;
 /* Wait before a broken transfer is asked for again; doubled each time. */
@@ -56,13 +58,15 @@ enum storage {
 
 /* One per worker; lives as long as struct blobs. */
 struct side {
-    struct blobs *blobs; /* NULL: struct blobs is gone, the letter under way frees the side */
+    struct blobs *blobs; /* NULL: struct blobs is gone, the last letter under way frees the side */
     struct worker *worker;
     struct loop *loop; /* NULL: the worker has left */
     bool posted;
     TAILQ_HEAD(, port) dirty;
     TAILQ_HEAD(, blob) kicked;
-    unsigned streams; /* own thread */
+    TAILQ_HEAD(, blob) gathering; /* own thread: files with bytes to be written at the end of this round */
+    bool deferred;                /* own thread: that end is asked for */
+    unsigned streams;             /* own thread */
 };
 
 /* The readers of one blob in one worker. The list of readers belongs to the worker's thread, the rest to the lock. */
@@ -133,6 +137,10 @@ struct blob {
     struct upstream *upstream;
     struct upstream_op *op;
     struct timer *timer;
+    char *gathered; /* hashed, not written yet */
+    size_t n_gathered;
+    bool is_gathering; /* in owner->gathering */
+    TAILQ_ENTRY(blob) gather_link;
     struct hasher *hasher; /* handed on with the ownership; of the quick helper while it verifies */
 };
 
@@ -240,6 +248,7 @@ static void blob_unref(struct blob *o)
     if (o->fd >= 0 || o->temporary != NULL)
         job_put(&b->quick, JOB_DISPOSE, NULL, o->fd, o->temporary);
     hasher_free(&o->hasher);
+    mem_free(o->gathered);
     mem_free(o->bytes);
     mem_free(o->location);
     mem_free(o->upstream_id);
@@ -262,9 +271,12 @@ static struct blob *blob_new(struct blobs *b, const struct digest *d)
 
 static void side_run(void *arg);
 
+/* The side whose thread is about to run it anyway: needs no letter. */
+static _Thread_local struct side *side_at_hand;
+
 static void side_wake(struct side *s)
 {
-    if (s->posted || s->loop == NULL)
+    if (s->posted || s->loop == NULL || s == side_at_hand)
         return;
     s->posted = true;
     loop_post(s->loop, side_run, s);
@@ -286,6 +298,7 @@ static struct side *side_of(struct blobs *b, struct worker *w)
         s->loop = w->loop;
         TAILQ_INIT(&s->dirty);
         TAILQ_INIT(&s->kicked);
+        TAILQ_INIT(&s->gathering);
         b->sides[w->id] = s;
     }
     return s;
@@ -331,19 +344,13 @@ static void port_free(struct port *p)
 static void fill_obey(struct blob *o, unsigned orders);
 
 /* In the worker's loop: everything that was left for it. */
-static void side_run(void *arg)
+static void side_do(struct side *s)
 {
-    struct side *s = arg;
     struct blobs *b = s->blobs;
     struct blob *o;
     struct port *p;
 
-    if (b == NULL) { /* the last letter of a process that ends */
-        mem_free(s);
-        return;
-    }
     lock(b);
-    s->posted = false;
     while ((o = TAILQ_FIRST(&s->kicked)) != NULL) {
         TAILQ_REMOVE(&s->kicked, o, kick_link);
         o->is_kicked = false;
@@ -369,6 +376,22 @@ static void side_run(void *arg)
             port_free(p);
     }
     unlock(b);
+}
+
+static void side_run(void *arg)
+{
+    struct side *s = arg;
+
+    if (s->blobs == NULL) { /* a letter of a process that ends */
+        s->posted = false;
+        if (!s->deferred)
+            mem_free(s);
+        return;
+    }
+    lock(s->blobs);
+    s->posted = false;
+    unlock(s->blobs);
+    side_do(s);
 }
 
 /* ---- the table of transfers in flight ------------------------------------------------------------------------------- */
@@ -433,6 +456,9 @@ static void fill_release(struct blob *o)
     upstreams_cancel(&o->get);
     timer_free(&o->timer);
     upstream_unref(&o->upstream);
+    if (o->is_gathering)
+        TAILQ_REMOVE(&o->owner->gathering, o, gather_link);
+    o->is_gathering = false;
     lock(b);
     o->is_filling = false;
     o->owner = NULL;
@@ -551,6 +577,67 @@ static bool write_all(int fd, const char *p, size_t n, uint64_t offset)
     return true;
 }
 
+/* What was gathered goes to the file, and readers hear of it. Owner's thread. False: the transfer has failed. */
+static bool fill_flush(struct blob *o)
+{
+    struct blobs *b = o->blobs;
+    size_t n = o->n_gathered;
+    char why[120];
+
+    o->n_gathered = 0;
+    if (n == 0)
+        return true;
+    /* written is only changed by this thread */
+    if (!write_all(o->fd, o->gathered, n, o->written)) {
+        snprintf(why, sizeof why, "cannot write the blob's file: %s", strerror(errno));
+        log_limited(&log_unusable, 10000, LOG_LEVEL_ERROR, "blobs: %s", why);
+        fill_fail(o, BLOB_UNUSABLE, ERR_UNAVAILABLE, why, 0);
+        return false;
+    }
+    lock(b);
+    o->written += n;
+    blob_tell(o);
+    unlock(b);
+    return true;
+}
+
+/* The round is over: write, and tell the readers of this worker right here. */
+static void side_flush(void *arg)
+{
+    struct side *s = arg;
+    struct blob *o;
+
+    s->deferred = false;
+    if (s->blobs == NULL) {
+        if (!s->posted)
+            mem_free(s);
+        return;
+    }
+    side_at_hand = s;
+    while ((o = TAILQ_FIRST(&s->gathering)) != NULL) {
+        TAILQ_REMOVE(&s->gathering, o, gather_link);
+        o->is_gathering = false;
+        if (!fill_flush(o))
+            fill_release(o);
+    }
+    side_at_hand = NULL;
+    side_do(s);
+}
+
+static void fill_gather(struct blob *o)
+{
+    struct side *s = o->owner;
+
+    if (!o->is_gathering) {
+        o->is_gathering = true;
+        TAILQ_INSERT_TAIL(&s->gathering, o, gather_link);
+    }
+    if (!s->deferred) {
+        s->deferred = true;
+        loop_defer(s->loop, side_flush, s);
+    }
+}
+
 static enum fetch_next on_fill_body(void *ctx, const void *data, size_t n)
 {
     struct blob *o = ctx;
@@ -569,13 +656,14 @@ static enum fetch_next on_fill_body(void *ctx, const void *data, size_t n)
     }
     /* Near the end nothing is paused: the last bytes are withheld, readers cannot catch up with them. */
     if (o->storage == STORAGE_OPENING ||
-        (o->has_size && o->skip == 0 && o->size - o->written > BLOBS_WITHHELD && o->written - o->furthest > b->high)) {
+        (o->has_size && o->skip == 0 && o->size - o->written > BLOBS_WITHHELD && o->written > o->furthest &&
+         o->written - o->furthest > b->high)) {
         o->is_paused = true;
         unlock(b);
         return FETCH_PAUSE;
     }
     size_t skip = o->skip < n ? (size_t)o->skip : n;
-    uint64_t at = o->written, bound = o->has_size ? o->size : UNKNOWN_SIZE_MAX;
+    uint64_t at = o->written + o->n_gathered, bound = o->has_size ? o->size : UNKNOWN_SIZE_MAX;
     o->skip -= skip;
     p += skip;
     n -= skip;
@@ -590,22 +678,26 @@ static enum fetch_next on_fill_body(void *ctx, const void *data, size_t n)
     }
     unlock(b);
 
-    /* storage does not change any more, and only this thread writes */
-    if (o->storage == STORAGE_MEMORY) {
-        memcpy(o->bytes + at, p, n);
-    } else if (!write_all(o->fd, p, n, at)) {
-        char why[120];
-        snprintf(why, sizeof why, "cannot write the blob's file: %s", strerror(errno));
-        log_limited(&log_unusable, 10000, LOG_LEVEL_ERROR, "blobs: %s", why);
-        fill_fail(o, BLOB_UNUSABLE, ERR_UNAVAILABLE, why, 0);
-        return FETCH_STOP;
-    }
     hasher_update(o->hasher, p, n);
-
-    lock(b);
-    o->written += n;
-    blob_tell(o);
-    unlock(b);
+    if (o->storage == STORAGE_MEMORY) { /* it does not change any more, and only this thread writes */
+        memcpy(o->bytes + at, p, n);
+        lock(b);
+        o->written += n;
+        unlock(b);
+        return FETCH_MORE;
+    }
+    if (o->gathered == NULL)
+        o->gathered = mem_alloc(GATHER);
+    while (n > 0) {
+        size_t part = n < GATHER - o->n_gathered ? n : GATHER - o->n_gathered;
+        memcpy(o->gathered + o->n_gathered, p, part);
+        o->n_gathered += part;
+        p += part;
+        n -= part;
+        if (o->n_gathered == GATHER && !fill_flush(o))
+            return FETCH_STOP;
+    }
+    fill_gather(o);
     return FETCH_MORE;
 }
 
@@ -647,6 +739,7 @@ static void on_fill_done(void *ctx, enum err err, const char *detail, unsigned r
     struct blobs *b = o->blobs;
 
     o->op = NULL;
+    (void)fill_flush(o); /* a failure makes the state say so */
     lock(b);
     bool over = o->state >= BLOB_DONE;
     bool whole = o->head_seen && (o->has_size ? o->written == o->size : err == ERR_OK);
@@ -1566,7 +1659,7 @@ void blobs_worker_leave(struct blobs *b, struct worker *w)
     lock(b);
     struct side *s = side_of(b, w);
     unlock(b);
-    side_run(s); /* what was ordered before */
+    side_do(s); /* what was ordered before */
 
     for (size_t i = 0; i < FLIGHT_BUCKETS; i++) {
         struct blob *o;
@@ -1583,6 +1676,10 @@ void blobs_worker_leave(struct blobs *b, struct worker *w)
             upstreams_cancel(&o->get);
             timer_free(&o->timer);
             upstream_unref(&o->upstream);
+            (void)fill_flush(o);
+            if (o->is_gathering)
+                TAILQ_REMOVE(&s->gathering, o, gather_link);
+            o->is_gathering = false;
             lock(b);
             if (o->is_kicked) { /* an order that came meanwhile is for a thread that is no longer in charge */
                 TAILQ_REMOVE(&s->kicked, o, kick_link);
@@ -1669,8 +1766,8 @@ void blobs_free(struct blobs **pb)
     }
     for (size_t i = 0; i < b->n_sides; i++) {
         struct side *s = b->sides[i];
-        if (s != NULL && s->posted)
-            s->blobs = NULL; /* its letter is still in the loop, and frees it */
+        if (s != NULL && (s->posted || s->deferred))
+            s->blobs = NULL; /* its letters are still in the loop, the last frees it */
         else
             mem_free(s);
     }

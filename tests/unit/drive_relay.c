@@ -246,6 +246,8 @@ int main(int argc, char **argv)
     struct upstream_limits lim = {0};
     struct error err = {0};
     const char *url = NULL, *redirect_host = NULL;
+    struct config_tls tls_files = {0};
+    struct edge_tls *tls = NULL;
     unsigned n_workers = 2;
     bool pass = false;
     sigset_t set;
@@ -285,6 +287,10 @@ int main(int argc, char **argv)
             n_workers = (unsigned)number(v);
         else if (strcmp(k, "--redirects") == 0)
             pass = strcmp(v, "pass") == 0;
+        else if (strcmp(k, "--tls-cert") == 0)
+            tls_files.cert = mem_strdup(v);
+        else if (strcmp(k, "--tls-key") == 0)
+            tls_files.key = mem_strdup(v);
         else if (strcmp(k, "--redirect-host") == 0)
             redirect_host = v;
         else if (strcmp(k, "--cache") == 0) {
@@ -316,6 +322,11 @@ int main(int argc, char **argv)
     if (url == NULL) {
         fprintf(stderr, "--upstream is missing\n");
         return 2;
+    }
+    tls_files.min_version = mem_strdup("1.2");
+    if (tls_files.cert != NULL && edge_tls_load(&tls_files, &tls, &err) != ERR_OK) {
+        fprintf(stderr, "tls: %s\n", err.text);
+        return 1;
     }
     signal(SIGPIPE, SIG_IGN);
     sigemptyset(&set);
@@ -372,7 +383,7 @@ int main(int argc, char **argv)
         w->upstreams->upstream = upstream_new(w->loop, spec, &lim);
         struct edge_handlers handlers = {.ctx = w, .on_request = on_request, .on_gone = on_gone, .on_drain = on_drain};
         w->edge = edge_new(w->loop, c, proxy.edge_shared, &handlers);
-        if (edge_listen("127.0.0.1:0", &fd, bound, &err) != ERR_OK || edge_accept(w->edge, fd, NULL, &err) != ERR_OK) {
+        if (edge_listen("127.0.0.1:0", &fd, bound, &err) != ERR_OK || edge_accept(w->edge, fd, tls, &err) != ERR_OK) {
             fprintf(stderr, "listen: %s\n", err.text);
             return 1;
         }
@@ -403,6 +414,10 @@ int main(int argc, char **argv)
     }
     blobs_free(&proxy.blobs);
     edge_shared_free(&proxy.edge_shared);
+    edge_tls_unref(&tls);
+    mem_free(tls_files.cert);
+    mem_free(tls_files.key);
+    mem_free(tls_files.min_version);
     mem_free(proxy.workers);
     config_unref(&c);
     return 0;
