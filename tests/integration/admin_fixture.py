@@ -11,7 +11,7 @@ class NoUpstream:
 
 @contextlib.contextmanager
 def admin_stack(**kw):
-    s = Stack(upstream=NoUpstream(), n_proxies=0, **kw)
+    s = Stack(upstream=NoUpstream(), **{"n_proxies": 0, **kw})
     try:
         yield s
     finally:
