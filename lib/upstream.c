@@ -1331,9 +1331,15 @@ static void deliver_manifest(struct upstream_op *op)
         if (m.media_type == MEDIA_UNKNOWN)
             m.media_type = manifest_sniff(m.bytes);
     }
-    if (m.media_type == MEDIA_SCHEMA1 || !media_type_is_manifest(m.media_type)) {
-        op_fail(op, ERR_UPSTREAM, "%s sends %s as a manifest", op->u->host,
-                m.media_type == MEDIA_SCHEMA1 ? "schema 1, which is not served" : "an unknown media type");
+    if (m.media_type == MEDIA_SCHEMA1) { /* an answer, and for good: the type goes with it */
+        m.bytes = (struct str){NULL, 0};
+        op->ended = true;
+        op->cb.manifest(op->ctx, ERR_UPSTREAM, &m, "the upstream sends schema 1, which is not served", 0);
+        op_free(op);
+        return;
+    }
+    if (!media_type_is_manifest(m.media_type)) {
+        op_fail(op, ERR_UPSTREAM, "%s sends an unknown media type as a manifest", op->u->host);
         return;
     }
     op->ended = true;

@@ -122,7 +122,7 @@ struct repos *repos_new(struct worker *w)
 {
     struct repos *rs = NEW(struct repos);
     rs->w = w;
-    rs->manifests = manifestcache_new((size_t)w->cfg->cache.manifest_bytes);
+    rs->manifests = manifestcache_new((size_t)w->cfg->cache.manifest_bytes, (size_t)w->cfg->cache.manifest_bytes);
     rs->n_buckets = 4096;
     rs->buckets = mem_calloc(rs->n_buckets, sizeof(*rs->buckets));
     return rs;
@@ -851,6 +851,12 @@ static struct str type_of(const struct upstream_manifest *m)
     return media_type_parse(m->content_type) != MEDIA_UNKNOWN ? m->content_type : str_c(media_type_text(m->media_type));
 }
 
+/* A document that is not served, now or later, is an answer; a failing upstream is none. */
+static enum err answer_of(enum err err, const struct upstream_manifest *m)
+{
+    return err == ERR_UPSTREAM && m && m->media_type == MEDIA_SCHEMA1 ? ERR_INVALID : err;
+}
+
 static void on_manifest(void *ctx, enum err err, const struct upstream_manifest *m, const char *detail, unsigned retry_after_s)
 {
     struct flight *f = flight_of(ctx);
@@ -860,6 +866,7 @@ static void on_manifest(void *ctx, enum err err, const struct upstream_manifest 
     struct error why = {0};
 
     f->op = NULL;
+    err = answer_of(err, m);
     if (!err && (m->status == 304 || !digest_eq(&m->digest, &f->digest)))
         err = error_set(&why, ERR_UPSTREAM, "the manifest is not what was asked for");
     if ((err == ERR_NOT_FOUND || err == ERR_INVALID) && node != CI_NONE && closureindex_state(r->index, node) != CI_LOADED)
@@ -895,6 +902,7 @@ static void on_tag(void *ctx, enum err err, const struct upstream_manifest *m, c
     struct error why = {0};
 
     f->op = NULL;
+    err = answer_of(err, m);
     if (!err && (m->status == 304 || !digest_is_set(&m->digest)))
         err = error_set(&why, ERR_UPSTREAM, "the upstream names no digest for the tag");
     if (!err) {

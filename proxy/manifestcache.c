@@ -1,6 +1,7 @@
 /* The manifest cache: a chained hash table over an LRU list. What a client may see is decided elsewhere. */
 #include "manifestcache.h"
 
+#include <pthread.h>
 #include <string.h>
 
 #include "pullgate/mem.h"
@@ -17,11 +18,19 @@ struct entry {
 };
 
 struct manifestcache {
+    bool shares; /* counts among the users of the shared one */
     size_t max_bytes, bytes, count;
     struct entry **buckets;
     size_t n_buckets; /* power of two */
     struct entry *newest, *oldest;
 };
+
+/* The process's: everything about it under the lock, and its bytes are copied out, so that references stay a worker's own. */
+static struct {
+    pthread_mutex_t lock;
+    struct manifestcache *cache;
+    unsigned users;
+} shared = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
 struct blob_bytes *blob_bytes_ref(struct blob_bytes *b)
 {
@@ -39,12 +48,25 @@ void blob_bytes_unref(struct blob_bytes **b)
     mem_free(x);
 }
 
-struct manifestcache *manifestcache_new(size_t max_bytes)
+static struct manifestcache *cache_new(size_t max_bytes)
 {
     struct manifestcache *mc = NEW(struct manifestcache);
     mc->max_bytes = max_bytes;
     mc->n_buckets = BUCKETS_MIN;
     mc->buckets = mem_calloc(mc->n_buckets, sizeof(*mc->buckets));
+    return mc;
+}
+
+struct manifestcache *manifestcache_new(size_t max_bytes, size_t shared_bytes)
+{
+    struct manifestcache *mc = cache_new(max_bytes);
+    if (!shared_bytes)
+        return mc;
+    mc->shares = true;
+    pthread_mutex_lock(&shared.lock);
+    if (shared.users++ == 0)
+        shared.cache = cache_new(shared_bytes);
+    pthread_mutex_unlock(&shared.lock);
     return mc;
 }
 
@@ -90,16 +112,29 @@ static void entry_drop(struct manifestcache *mc, struct entry *e)
     mem_free(e);
 }
 
+static void cache_free(struct manifestcache *mc)
+{
+    while (mc->oldest)
+        entry_drop(mc, mc->oldest);
+    mem_free(mc->buckets);
+    mem_free(mc);
+}
+
 void manifestcache_free(struct manifestcache **pmc)
 {
     struct manifestcache *mc = *pmc;
     *pmc = NULL;
     if (!mc)
         return;
-    while (mc->oldest)
-        entry_drop(mc, mc->oldest);
-    mem_free(mc->buckets);
-    mem_free(mc);
+    if (mc->shares) {
+        pthread_mutex_lock(&shared.lock);
+        if (--shared.users == 0) {
+            cache_free(shared.cache);
+            shared.cache = NULL;
+        }
+        pthread_mutex_unlock(&shared.lock);
+    }
+    cache_free(mc);
 }
 
 static struct entry *entry_find(struct manifestcache *mc, const struct digest *d, uint64_t hash)
@@ -110,7 +145,7 @@ static struct entry *entry_find(struct manifestcache *mc, const struct digest *d
     return NULL;
 }
 
-struct blob_bytes *manifestcache_get(struct manifestcache *mc, const struct digest *d)
+static struct blob_bytes *cache_get(struct manifestcache *mc, const struct digest *d)
 {
     struct entry *e = entry_find(mc, d, digest_hash(d));
     if (!e)
@@ -140,7 +175,7 @@ static void grow(struct manifestcache *mc)
     mc->n_buckets = n;
 }
 
-struct blob_bytes *manifestcache_put(struct manifestcache *mc, const struct digest *d, enum media_type mt, struct str bytes)
+static struct blob_bytes *cache_put(struct manifestcache *mc, const struct digest *d, enum media_type mt, struct str bytes)
 {
     uint64_t hash = digest_hash(d);
     struct entry *e = entry_find(mc, d, hash);
@@ -176,6 +211,31 @@ struct blob_bytes *manifestcache_put(struct manifestcache *mc, const struct dige
     mc->bytes += cost(b);
     mc->count++;
     return b;
+}
+
+struct blob_bytes *manifestcache_get(struct manifestcache *mc, const struct digest *d)
+{
+    struct blob_bytes *b = cache_get(mc, d), *copy = NULL;
+    if (b || !mc->shares)
+        return b;
+    pthread_mutex_lock(&shared.lock);
+    b = cache_get(shared.cache, d);
+    if (b)
+        copy = cache_put(mc, d, b->media_type, (struct str){b->bytes, b->n});
+    pthread_mutex_unlock(&shared.lock);
+    blob_bytes_unref(&copy);
+    return cache_get(mc, d); /* not there if it is larger than this cache */
+}
+
+struct blob_bytes *manifestcache_put(struct manifestcache *mc, const struct digest *d, enum media_type mt, struct str bytes)
+{
+    if (mc->shares) {
+        pthread_mutex_lock(&shared.lock);
+        struct blob_bytes *b = cache_put(shared.cache, d, mt, bytes);
+        blob_bytes_unref(&b);
+        pthread_mutex_unlock(&shared.lock);
+    }
+    return cache_put(mc, d, mt, bytes);
 }
 
 size_t manifestcache_bytes(const struct manifestcache *mc)

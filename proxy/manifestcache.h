@@ -1,5 +1,6 @@
-/* Verified manifests in memory by digest, bounded in bytes, least recently used goes first. One a worker. Bytes only: having a
- * manifest here says nothing about who may read it. */
+/* Verified manifests in memory by digest, bounded in bytes, least recently used goes first. One a worker, without a lock; behind
+ * all of them one that the process shares, asked when a worker's own has nothing, so that what one worker fetched every
+ * worker has, also when the upstream is away. Bytes only: having a manifest here says nothing about who may read it. */
 #ifndef PROXY_MANIFESTCACHE_H
 #define PROXY_MANIFESTCACHE_H
 
@@ -12,10 +13,11 @@
 
 struct manifestcache;
 
-struct manifestcache *manifestcache_new(size_t max_bytes);
+/* shared_bytes: bound of the shared one, 0: this cache is on its own. The first to say it decides. */
+struct manifestcache *manifestcache_new(size_t max_bytes, size_t shared_bytes);
 void manifestcache_free(struct manifestcache **mc); /* whoever holds a reference keeps his bytes */
 
-/* Borrowed until the next put; blob_bytes_ref() to keep. NULL: not held. Counts as a use. */
+/* Borrowed until the next put; blob_bytes_ref() to keep. NULL: not held, by no worker. Counts as a use. */
 struct blob_bytes *manifestcache_get(struct manifestcache *mc, const struct digest *d);
 
 /* Copy bytes whose digest was verified. The result carries one reference of the caller's, whether or not it also stays in the

@@ -345,9 +345,9 @@ static void manifest_answer(struct upstream_op *op)
     }
     struct upstream_manifest m = {.status = 200, .media_type = d->mt, .content_type = str_c(media_type_text(d->mt)), .digest = d->digest,
                                   .size = strlen(d->bytes)};
-    if (!op->head)
+    if (!op->head && d->mt != MEDIA_SCHEMA1)
         m.bytes = str_c(d->bytes);
-    op->m(op->ctx, ERR_OK, &m, "", 0);
+    op->m(op->ctx, d->mt == MEDIA_SCHEMA1 ? ERR_UPSTREAM : ERR_OK, &m, "", 0);
 }
 
 static int by_bytes(const void *a, const void *b)
@@ -1244,6 +1244,23 @@ static void test_stale_while_the_upstream_is_away(void **state)
     assert_allowed(get("1.0.0"));
 }
 
+/* Another worker, which has nothing of its own: the t: fact says what the tag is, and the process has the bytes. */
+static void test_stale_of_another_worker(void **state)
+{
+    struct content *first = content;
+    (void)state;
+    assert_allowed(get("1.1.0"));
+    tags_know("1.1.0=i11");
+    worker_begin();
+    upstream_down = ERR_TIMEOUT;
+    assert_allowed(get("1.1.0"));
+    assert_string_equal(last.body, doc_of("i11")->bytes);
+    assert_allowed(get_doc("i11"));
+    assert_error(get("1.0.0"), ERR_TIMEOUT);
+    assert_denied(get("2.0.0"), REASON_VERSION_NOT_GRANTED);
+    content_free(&first);
+}
+
 static void test_signatures(void **state)
 {
     (void)state;
@@ -1633,6 +1650,11 @@ static void test_ungranted_makes_no_keys(void **state)
 static void test_bad_documents(void **state)
 {
     (void)state;
+    doc_add("old", MEDIA_SCHEMA1, mem_strdup("{\"schemaVersion\":1,\"fsLayers\":[]}"));
+    tag("1.2.0", "old");
+    assert_error(get("1.2.0"), ERR_UPSTREAM);
+    assert_denied(get_blob("nowhere"), REASON_NOT_IN_CLOSURE);
+    pass_ms(20000);
     char *both = mem_strdup("{\"schemaVersion\":2,\"manifests\":[],\"layers\":[],\"config\":{}}");
     doc_add("both", MEDIA_OCI_MANIFEST, both);
     tag("1.3.0", "both");
@@ -1878,6 +1900,7 @@ int main(void)
         T(test_vanished_tag),
         T(test_manifest_lost_upstream),
         T(test_stale_while_the_upstream_is_away),
+        T(test_stale_of_another_worker),
         T(test_signatures),
         T(test_signature_of_a_child_and_of_a_signature),
         T(test_referrers),

@@ -34,7 +34,7 @@ static bool has(struct manifestcache *mc, unsigned n)
 
 static void test_bound_and_order(void **state)
 {
-    struct manifestcache *mc = manifestcache_new(4 * (1000 + ENTRY_COST));
+    struct manifestcache *mc = manifestcache_new(4 * (1000 + ENTRY_COST), 0);
     (void)state;
     for (unsigned i = 0; i < 4; i++)
         put(mc, i, 1000);
@@ -52,7 +52,7 @@ static void test_bound_and_order(void **state)
 
 static void test_larger_than_the_cache(void **state)
 {
-    struct manifestcache *mc = manifestcache_new(1000);
+    struct manifestcache *mc = manifestcache_new(1000, 0);
     struct digest d = dg(1);
     (void)state;
     struct blob_bytes *b = manifestcache_put(mc, &d, MEDIA_OCI_INDEX, S("0123456789"));
@@ -72,7 +72,7 @@ static void test_larger_than_the_cache(void **state)
 
 static void test_references_outlive_the_cache(void **state)
 {
-    struct manifestcache *mc = manifestcache_new(3000);
+    struct manifestcache *mc = manifestcache_new(3000, 0);
     struct digest d = dg(1);
     (void)state;
     struct blob_bytes *b = manifestcache_put(mc, &d, MEDIA_OCI_INDEX, S("abc"));
@@ -85,9 +85,26 @@ static void test_references_outlive_the_cache(void **state)
     blob_bytes_unref(&b);
 }
 
+static void test_workers_share(void **state)
+{
+    struct manifestcache *a = manifestcache_new(4000, 100000), *b = manifestcache_new(4000, 100000);
+    (void)state;
+    for (unsigned i = 0; i < 10; i++)
+        put(a, i, 1000);
+    for (unsigned i = 0; i < 10; i++)
+        assert_true(has(b, i)); /* also what has left the cache of the worker that fetched it */
+    assert_true(manifestcache_bytes(b) <= 4000);
+    manifestcache_free(&a);
+    assert_true(has(b, 3));
+    manifestcache_free(&b);
+    b = manifestcache_new(4000, 100000);
+    assert_false(has(b, 3)); /* gone with its last user */
+    manifestcache_free(&b);
+}
+
 static void test_many(void **state)
 {
-    struct manifestcache *mc = manifestcache_new(64u << 20);
+    struct manifestcache *mc = manifestcache_new(64u << 20, 0);
     (void)state;
     for (unsigned i = 0; i < 5000; i++)
         put(mc, i, i % 50);
@@ -105,6 +122,7 @@ int main(void)
         cmocka_unit_test(test_bound_and_order),
         cmocka_unit_test(test_larger_than_the_cache),
         cmocka_unit_test(test_references_outlive_the_cache),
+        cmocka_unit_test(test_workers_share),
         cmocka_unit_test(test_many),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
