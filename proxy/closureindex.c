@@ -9,15 +9,15 @@
 enum { ROOTS_INLINE = 2, ROOTS_LIST = 64 }; /* more roots than this in a node: a bitmap */
 
 struct cnode {
-    uint8_t head[32];  /* of the digest */
-    uint32_t tail;     /* sha512: 1 + index of its second half; sha256: 0 */
-    uint8_t kind;      /* enum node_kind */
+    uint8_t head[32]; /* of the digest */
+    uint32_t tail;    /* sha512: 1 + index of its second half; sha256: 0 */
+    uint8_t kind;     /* enum node_kind */
     uint8_t media_type;
-    uint8_t state;     /* enum ci_state */
-    bool has_subject;  /* a root hangs on it */
+    uint8_t state;    /* enum ci_state */
+    bool has_subject; /* a root hangs on it */
     uint64_t size;
-    uint32_t as_root;  /* the root that it is, CI_NONE */
-    uint32_t edges;    /* 1 + index of its children, 0: none known */
+    uint32_t as_root; /* the root that it is, CI_NONE */
+    uint32_t edges;   /* 1 + index of its children, 0: none known */
     uint32_t n_roots;
     union {
         uint32_t few[ROOTS_INLINE];
@@ -119,13 +119,13 @@ uint32_t closureindex_roots(const struct closureindex *ci)
 }
 
 /* Room for one more of an array that doubles. */
-#define GROW(array, n, cap)                                                                                            \
-    do {                                                                                                               \
-        if ((n) == (cap)) {                                                                                            \
-            AN((cap) < UINT32_MAX / 2);                                                                                \
-            (cap) = (cap) ? (cap)*2 : 8;                                                                               \
-            (array) = mem_realloc((array), (size_t)(cap) * sizeof(*(array)));                                          \
-        }                                                                                                              \
+#define GROW(array, n, cap)                                                                                                                \
+    do {                                                                                                                                   \
+        if ((n) == (cap)) {                                                                                                                \
+            AN((cap) < UINT32_MAX / 2);                                                                                                    \
+            (cap) = (cap) ? (cap)*2 : 8;                                                                                                   \
+            (array) = mem_realloc((array), (size_t)(cap) * sizeof(*(array)));                                                              \
+        }                                                                                                                                  \
     } while (0)
 
 /* ---- nodes ----------------------------------------------------------------------------------- */
@@ -480,7 +480,8 @@ void closureindex_load(struct closureindex *ci, uint32_t node, const struct mani
     GROW(ci->edges, ci->n_edges, ci->cap_edges);
     ci->edges[ci->n_edges++] = (struct edges){ids, (uint32_t)m->n_children};
     ci->nodes[node].edges = ci->n_edges;
-    for (uint32_t r = closureindex_first(ci, node, 0, NULL, 0, true); r != CI_NONE; r = closureindex_first(ci, node, r + 1, NULL, 0, true)) {
+    for (uint32_t r = closureindex_first(ci, node, 0, NULL, 0, true); r != CI_NONE;
+         r = closureindex_first(ci, node, r + 1, NULL, 0, true)) {
         unsigned depth = depth_in(&ci->roots[r], node);
         for (size_t i = 0; i < m->n_children; i++)
             reach(ci, r, ids[i], depth + 1);

@@ -18,10 +18,10 @@
 #define CI_NONE UINT32_MAX
 
 enum ci_state { /* of a manifest's own document */
-    CI_UNLOADED,
-    CI_LOADED,
-    CI_REFUSED, /* what the upstream sent is no acceptable manifest: it reaches nothing */
-    CI_GONE,    /* the upstream does not have it: it reaches nothing for now */
+                CI_UNLOADED,
+                CI_LOADED,
+                CI_REFUSED, /* what the upstream sent is no acceptable manifest: it reaches nothing */
+                CI_GONE,    /* the upstream does not have it: it reaches nothing for now */
 };
 
 struct ci_subject { /* this root hangs on that manifest */
@@ -35,9 +35,9 @@ struct ci_manifest { /* a manifest that a root reaches */
 struct ci_root {
     uint32_t node;
     uint32_t n_nodes;
-    bool complete; /* everything it reaches is in the index */
-    bool over;     /* more nodes or deeper than the limits: what lies beyond is not in the index */
-    bool stored;   /* for the caller: the shared cache has it */
+    bool complete;       /* everything it reaches is in the index */
+    bool over;           /* more nodes or deeper than the limits: what lies beyond is not in the index */
+    bool stored;         /* for the caller: the shared cache has it */
     uint64_t recheck_ms; /* for the caller: a complete root with something gone or refused in it, looked at again then; 0 never */
     uint32_t *tags;      /* the caller's ids, unique */
     uint32_t n_tags, cap_tags;

@@ -8,6 +8,7 @@
 #include "pullgate/clock.h"
 #include "pullgate/mem.h"
 
+#include "contentflight.h"
 #include "contentrepo.h"
 #include "rights.h"
 #include "sweep.h"
@@ -31,13 +32,13 @@ struct content {
 enum op_kind { OP_ASK, OP_TAGS, OP_REFERRERS };
 
 enum step { /* what a question waits for */
-    DONE,
-    WAIT_FACTS,
-    WAIT_TAG,
-    WAIT_MANIFEST,
-    WAIT_SWEEP,
-    WAIT_LIST,
-    WAIT_REFERRERS,
+            DONE,
+            WAIT_FACTS,
+            WAIT_TAG,
+            WAIT_MANIFEST,
+            WAIT_SWEEP,
+            WAIT_LIST,
+            WAIT_REFERRERS,
 };
 
 struct content_op {
@@ -332,7 +333,8 @@ static enum step step_unknown(struct content_op *op, const struct asker *who, st
 }
 
 /* A signature, an SBOM, a referrers list: for whoever may have what it hangs on. */
-static enum step step_subject_tag(struct content_op *op, const struct asker *who, struct content_answer *a, const struct oci_subject_tag *st)
+static enum step step_subject_tag(struct content_op *op, const struct asker *who, struct content_answer *a,
+                                  const struct oci_subject_tag *st)
 {
     struct repo *r = op->repo;
     struct str name = op->ask.request->reference;
@@ -575,8 +577,7 @@ static enum step step_referrers(struct content_op *op, struct content_answer *a,
     }
     uint32_t node = closureindex_find(r->index, NODE_MANIFEST, d);
     const struct referrers *x = repo_referrers_held(r, node);
-    bool failed_just_now = x && x->json && x->failed_ms &&
-                           repos_now_ms(op->c->repos) - x->failed_ms < op->c->w->cfg->cache.negative_ms;
+    bool failed_just_now = x && x->json && x->failed_ms && repos_now_ms(op->c->repos) - x->failed_ms < op->c->w->cfg->cache.negative_ms;
     if (!op->referrers_asked && !repo_referrers_fresh(r, node) && !failed_just_now)
         return WAIT_REFERRERS;
     if (!x || !x->json)
@@ -755,7 +756,8 @@ static void op_wait(struct content_op *op, enum step s)
         op->on = repo_list(op->repo, &op->w, on_list, op);
         return;
     case WAIT_REFERRERS:
-        op->on = repo_referrers(op->repo, closureindex_find(op->repo->index, NODE_MANIFEST, &op->ask.request->digest), &op->w, on_referrers, op);
+        op->on =
+            repo_referrers(op->repo, closureindex_find(op->repo->index, NODE_MANIFEST, &op->ask.request->digest), &op->w, on_referrers, op);
         return;
     case DONE:
         break;

@@ -1,6 +1,5 @@
-/* One repository as this worker knows it: its tags with their digests, the closure index, and the shared work that fills them
- * (resolve a tag, fetch a manifest, complete a closure, list tags, ask for referrers). One flight for one piece of work, whoever
- * waits; a waiter that leaves does not stop it. Content only: nothing here knows a customer. */
+/* One repository as this worker knows it: its tags with their digests over time, merged of the t: fact and what this worker saw
+ * itself, and the closure index. contentflight.h fills it. Content only: nothing here knows a customer. */
 #ifndef PROXY_CONTENTREPO_H
 #define PROXY_CONTENTREPO_H
 
@@ -18,28 +17,8 @@
 #include "manifestcache.h"
 
 struct repos;
-struct flight;
+struct flights;
 struct rights;
-
-struct flight_end { /* borrowed during the call */
-    enum err err;
-    const char *detail; /* for the log; never NULL */
-    unsigned retry_after_s;
-    struct blob_bytes *manifest; /* of repo_manifest(); borrowed */
-    bool upstream;               /* the upstream was asked */
-};
-typedef void waiter_fn(void *ctx, const struct flight_end *e);
-struct waiter { /* embedded in whoever waits; on at most one list */
-    struct waiter *prev, *next;
-    waiter_fn *fn;
-    void *ctx;
-};
-struct waiters {
-    struct waiter *first, *last;
-};
-void waiter_add(struct waiters *l, struct waiter *w, waiter_fn *fn, void *ctx);
-void waiter_leave(struct waiters *l, struct waiter *w);
-struct waiter *waiter_pop(struct waiters *l);
 
 struct tag_digest {
     struct digest digest;
@@ -65,7 +44,7 @@ struct tag { /* lives as long as its repository */
     uint32_t current;     /* what it resolves to as far as known, TAG_NO_DIGEST */
     uint64_t resolved_ms; /* when the upstream last said so (or that it is gone), 0 never */
     bool gone;
-    uint64_t failed_ms;   /* the upstream could not be asked then; 0: it could */
+    uint64_t failed_ms; /* the upstream could not be asked then; 0: it could */
 };
 
 struct referrers { /* of one subject, as last asked */
@@ -125,7 +104,9 @@ struct repos *repos_new(struct worker *w);
 void repos_free(struct repos **rs);
 struct manifestcache *repos_manifests(struct repos *rs);
 struct worker *repos_worker(struct repos *rs);
+struct flights *repos_flights(struct repos *rs);
 uint64_t repos_now_ms(struct repos *rs);
+void repos_shrink(struct repos *rs); /* to its bounds: what is used least goes, if nobody waits for it */
 
 /* The repository of this fact, made when it is not known; marks it used. Borrowed until the next repo_get(): repo_ref() to keep. */
 struct repo *repo_get(struct repos *rs, const struct fact *repository);
@@ -145,25 +126,9 @@ bool tag_failed(const struct tag *t);                      /* the upstream could
 bool repo_tag_absent(struct repo *r, struct str name);     /* the upstream just said that it has no such tag */
 /* A digest that the tag is known to have resolved to at least until then; used for pins. */
 void repo_tag_edge(struct repo *r, struct str name, const struct digest *d, int64_t until_s);
-/* The index has grown over its bound: start over. */
-void repo_trim(struct repo *r);
-
-/* Shared work. Each calls w->fn exactly once, from the loop and never inside the call, unless repo_leave() comes before.
- * What was learnt stands in the repository then. */
-struct flight *repo_resolve(struct repo *r, struct str tag, bool want_bytes, struct waiter *w, waiter_fn *fn, void *ctx);
-struct flight *repo_manifest(struct repo *r, const struct digest *d, struct waiter *w, waiter_fn *fn, void *ctx);
-struct flight *repo_closure(struct repo *r, uint32_t root, struct waiter *w, waiter_fn *fn, void *ctx);
-struct flight *repo_list(struct repo *r, struct waiter *w, waiter_fn *fn, void *ctx);
-struct flight *repo_referrers(struct repo *r, uint32_t node, struct waiter *w, waiter_fn *fn, void *ctx);
-void repo_leave(struct flight *f, struct waiter *w);
-
-/* The manifest when its bytes are in memory and its document is in the index (put there from the bytes where need be); else NULL.
- * *ret_err: ERR_UPSTREAM when the bytes are no acceptable manifest. Borrowed. */
-struct blob_bytes *repo_manifest_held(struct repo *r, const struct digest *d, enum err *ret_err);
-/* The root needs no repo_closure(). */
-bool repo_closure_settled(struct repo *r, uint32_t root);
-bool repo_list_fresh(struct repo *r);
-struct referrers *repo_referrers_held(struct repo *r, uint32_t node);
-bool repo_referrers_fresh(struct repo *r, uint32_t node);
+/* What the upstream said of a tag: it is this digest; there is none. */
+void repo_tag_resolved(struct repo *r, struct str name, const struct digest *d, enum media_type mt, uint64_t size);
+void repo_tag_vanished(struct repo *r, struct str name);
+void repo_referrers_drop(struct repo *r);
 
 #endif

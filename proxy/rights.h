@@ -13,9 +13,9 @@
 
 struct asker { /* borrowed */
     struct fact *customer;
-    struct str license_id;     /* of a credential bound to one license, "" */
-    const uint8_t *addr;       /* 16 bytes or NULL */
-    struct str repository;     /* public name */
+    struct str license_id; /* of a credential bound to one license, "" */
+    const uint8_t *addr;   /* 16 bytes or NULL */
+    struct str repository; /* public name */
     int64_t now_s;
 };
 
@@ -39,11 +39,11 @@ struct rights { /* of (customer's fact, license binding, address where it counts
     size_t words;
     uint64_t swept_ms;    /* a complete sweep found nothing more, 0 never */
     uint64_t swept_epoch; /* of the t: fact then */
-    struct { /* the filtered tags/list */
+    struct {              /* the filtered tags/list */
         bool have;
         uint64_t list_generation, repository_epoch, records_epoch, tags_generation, index_generation;
         uint32_t index_nodes;
-        bool whole; /* looks at digests or subjects, and so falls with them too */
+        bool whole;   /* looks at digests or subjects, and so falls with them too */
         uint32_t *at; /* of repo->list.names */
         size_t n;
     } list;
@@ -64,7 +64,7 @@ enum right rights_root(struct repo *r, struct rights *v, const struct asker *a, 
 /* The root hangs, unproven, on something that may be had: its document must be read to know. */
 bool rights_pending(struct repo *r, struct rights *v, const struct asker *a, uint32_t root);
 
-struct right_ground { /* why */
+struct right_ground {      /* why */
     struct decision d;     /* its license and grant live as long as the asker's fact; candidate is NULL */
     const struct tag *tag; /* the tag it hangs on; NULL: none */
     bool direct;           /* the tag itself stands for the manifest asked */

@@ -14,10 +14,10 @@
 
 #define SWEEP_MAGIC 0x53ee9edu
 
-enum { TASKS = 16, TAG_TASKS = 8 };   /* in flight at once for one sweep: closures; questions to the upstream */
-static const unsigned FAILURES_MAX = 8; /* then the rest is not tried: the upstream is away */
+enum { TASKS = 16, TAG_TASKS = 8 };                   /* in flight at once for one sweep: closures; questions to the upstream */
+static const unsigned FAILURES_MAX = 8;               /* then the rest is not tried: the upstream is away */
 static const unsigned ROUNDS_MAX = CLOSURE_MAX_DEPTH; /* what hangs on what hangs on … */
-static const unsigned LOOK_AGAIN_SLOWLY = 20; /* times tag_freshness, for referrers of more manifests than one sweep may ask for */
+static const unsigned LOOK_AGAIN_SLOWLY = 20;         /* times tag_freshness, for referrers of more manifests than one sweep may ask for */
 
 enum stage {
     STAGE_START,
@@ -528,7 +528,8 @@ static void on_kick(void *ctx)
 static bool same_asker(const struct sweep *s, const struct asker *a, bool has_addr)
 {
     return s->customer->epoch == a->customer->epoch && strcmp(s->customer->name, a->customer->name) == 0 &&
-           str_eq(s->a.license_id, a->license_id) && s->has_addr == has_addr && (!has_addr || memcmp(s->addr, a->addr, sizeof s->addr) == 0);
+           str_eq(s->a.license_id, a->license_id) && s->has_addr == has_addr &&
+           (!has_addr || memcmp(s->addr, a->addr, sizeof s->addr) == 0);
 }
 
 struct sweep *sweep_join(struct sweeps *ss, struct repo *r, const struct asker *a, struct sweep_waiter *w, waiter_fn *fn, void *ctx)

@@ -4,6 +4,7 @@
 #ifndef PROXY_SWEEP_H
 #define PROXY_SWEEP_H
 
+#include "contentflight.h"
 #include "contentrepo.h"
 #include "rights.h"
 
@@ -14,8 +15,8 @@ struct sweeps *sweeps_new(struct repos *rs);
 void sweeps_free(struct sweeps **ss);
 
 struct sweep_waiter {
-    struct waiter w; /* first */
-    bool told;       /* on the list of those being called */
+    struct waiter w;     /* first */
+    bool told;           /* on the list of those being called */
     enum node_kind kind; /* NODE_NONE: everything there is */
     struct digest digest;
 };

@@ -211,13 +211,17 @@ static void manifest(const char *name, const char *blobs, const char *subject)
             there |= strcmp(docs[i].name, text) == 0;
         if (!there)
             blob(text);
-        sb_addf(&b, "%s{\"mediaType\":\"application/octet-stream\",\"digest\":\"%s\",\"size\":%zu}", n == 0 ? ",\"config\":" : n == 1 ? ",\"layers\":[" : ",",
+        sb_addf(&b, "%s{\"mediaType\":\"application/octet-stream\",\"digest\":\"%s\",\"size\":%zu}",
+                n == 0   ? ",\"config\":"
+                : n == 1 ? ",\"layers\":["
+                         : ",",
                 dtext(text), strlen(text));
         n++;
     }
     sb_addc(&b, n > 1 ? "]" : ",\"layers\":[]");
     if (subject)
-        sb_addf(&b, ",\"subject\":{\"mediaType\":\"%s\",\"digest\":\"%s\",\"size\":1}", media_type_text(MEDIA_OCI_MANIFEST), dtext(subject));
+        sb_addf(&b, ",\"subject\":{\"mediaType\":\"%s\",\"digest\":\"%s\",\"size\":1}", media_type_text(MEDIA_OCI_MANIFEST),
+                dtext(subject));
     sb_addc(&b, "}");
     doc_add(name, MEDIA_OCI_MANIFEST, sb_take(&b));
 }
@@ -227,12 +231,14 @@ static void index_of(const char *name, const char *children)
     struct strbuf b = {0};
     struct str rest = str_c(children), one;
     unsigned n = 0;
-    sb_addf(&b, "{\"schemaVersion\":2,\"mediaType\":\"%s\",\"annotations\":{\"n\":\"%s\"},\"manifests\":[", media_type_text(MEDIA_OCI_INDEX), name);
+    sb_addf(&b, "{\"schemaVersion\":2,\"mediaType\":\"%s\",\"annotations\":{\"n\":\"%s\"},\"manifests\":[",
+            media_type_text(MEDIA_OCI_INDEX), name);
     while (str_next(&rest, ' ', &one)) {
         char text[64];
         snprintf(text, sizeof text, "%.*s", STR(one));
         struct doc *d = doc_of(text);
-        sb_addf(&b, "%s{\"mediaType\":\"%s\",\"digest\":\"%s\",\"size\":%zu}", n++ ? "," : "", media_type_text(d->mt), dtext(text), strlen(d->bytes));
+        sb_addf(&b, "%s{\"mediaType\":\"%s\",\"digest\":\"%s\",\"size\":%zu}", n++ ? "," : "", media_type_text(d->mt), dtext(text),
+                strlen(d->bytes));
     }
     sb_addc(&b, "]}");
     doc_add(name, MEDIA_OCI_INDEX, sb_take(&b));
@@ -343,8 +349,8 @@ static void manifest_answer(struct upstream_op *op)
         op->m(op->ctx, ERR_NOT_FOUND, NULL, "404", 0);
         return;
     }
-    struct upstream_manifest m = {.status = 200, .media_type = d->mt, .content_type = str_c(media_type_text(d->mt)), .digest = d->digest,
-                                  .size = strlen(d->bytes)};
+    struct upstream_manifest m = {
+        .status = 200, .media_type = d->mt, .content_type = str_c(media_type_text(d->mt)), .digest = d->digest, .size = strlen(d->bytes)};
     if (!op->head && d->mt != MEDIA_SCHEMA1)
         m.bytes = str_c(d->bytes);
     op->m(op->ctx, d->mt == MEDIA_SCHEMA1 ? ERR_UPSTREAM : ERR_OK, &m, "", 0);
@@ -413,7 +419,8 @@ static struct upstream_op *upstream_ask(struct str repository, struct upstream_o
     *op = proto;
     return event_add(upstream_answer, op);
 }
-struct upstream_op *upstream_manifest(struct upstream *u, struct str repository, struct str reference, bool head, upstream_manifest_cb *cb, void *ctx)
+struct upstream_op *upstream_manifest(struct upstream *u, struct str repository, struct str reference, bool head, upstream_manifest_cb *cb,
+                                      void *ctx)
 {
     (void)u;
     return upstream_ask(repository, (struct upstream_op){.kind = 'm', .reference = str_dup(reference), .head = head, .m = cb, .ctx = ctx});
@@ -423,13 +430,15 @@ struct upstream_op *upstream_tags(struct upstream *u, struct str repository, ups
     (void)u;
     return upstream_ask(repository, (struct upstream_op){.kind = 't', .t = cb, .ctx = ctx});
 }
-struct upstream_op *upstream_referrers(struct upstream *u, struct str repository, const struct digest *d, upstream_referrers_cb *cb, void *ctx)
+struct upstream_op *upstream_referrers(struct upstream *u, struct str repository, const struct digest *d, upstream_referrers_cb *cb,
+                                       void *ctx)
 {
     (void)u;
     return upstream_ask(repository, (struct upstream_op){.kind = 'r', .digest = *d, .r = cb, .ctx = ctx});
 }
 
-void pullevent_tag(struct pullevents *e, struct str repository_id, struct str name, const struct digest *d, enum media_type mt, uint64_t size)
+void pullevent_tag(struct pullevents *e, struct str repository_id, struct str name, const struct digest *d, enum media_type mt,
+                   uint64_t size)
 {
     (void)e, (void)name, (void)mt, (void)size;
     assert_true(str_eq_c(repository_id, "rep_1"));
@@ -624,7 +633,8 @@ static struct fact *customer_of(const char *id, const char *licenses)
     struct error e;
     struct fact *f = fact_new(FACT_CUSTOMER, id);
     sb_addf(&b,
-            "{\"customer_id\":\"%s\",\"customer_slug\":\"acme\",\"vendor_id\":\"ven_1\",\"disabled\":false,\"renew_url\":\"\",\"support_contact\":\"\","
+            "{\"customer_id\":\"%s\",\"customer_slug\":\"acme\",\"vendor_id\":\"ven_1\",\"disabled\":false,\"renew_url\":\"\",\"support_"
+            "contact\":\"\","
             "\"licenses\":[%s]}",
             id, licenses);
     assert_int_equal(jv_parse(sb_str(&b), &JV_LIMITS_TRUSTED, &doc, &e), ERR_OK);
@@ -642,7 +652,8 @@ static const char *license(const char *id, const char *more, const char *grants)
     static unsigned at;
     char *s = buf[at++ % 4];
     snprintf(s, 8000,
-             "{\"id\":\"%s\",\"name\":\"%s\",\"application_id\":\"app_1\",\"application_slug\":\"shop\",\"status\":\"active\",\"status_reason\":\"\",\"starts_at\":0,"
+             "{\"id\":\"%s\",\"name\":\"%s\",\"application_id\":\"app_1\",\"application_slug\":\"shop\",\"status\":\"active\",\"status_"
+             "reason\":\"\",\"starts_at\":0,"
              "\"grace_days\":0,\"updates_until\":0,\"on_expiry\":\"block\",\"repositories\":[\"shop/api\"],"
              "\"upstream_credential_id\":\"\",%s\"grants\":[%s]}",
              id, id, more, grants);
@@ -677,8 +688,12 @@ static int event_sink;
 
 static void worker_begin(void)
 {
-    worker = (struct worker){.proxy = &proxy, .cfg = &cfg, .loop = &the_loop, .cache = (struct cache *)(void *)&the_loop,
-                             .facts = (struct facts *)(void *)&the_loop, .upstreams = (struct upstreams *)(void *)&the_loop,
+    worker = (struct worker){.proxy = &proxy,
+                             .cfg = &cfg,
+                             .loop = &the_loop,
+                             .cache = (struct cache *)(void *)&the_loop,
+                             .facts = (struct facts *)(void *)&the_loop,
+                             .upstreams = (struct upstreams *)(void *)&the_loop,
                              .events = (struct pullevents *)(void *)&event_sink};
     content = content_new(&worker);
 }
@@ -751,8 +766,8 @@ static void question_make(struct question *x, struct fact *who, enum oci_kind ki
     x->cred = (struct fact_credential){.license_id = x->none};
     x->addr[10] = x->addr[11] = 0xff;
     x->addr[12] = 10;
-    x->ask = (struct content_ask){.customer = who, .repository = repository, .credential = &x->cred, .request = &x->q, .client_addr = x->addr,
-                                  .want_bytes = true};
+    x->ask = (struct content_ask){
+        .customer = who, .repository = repository, .credential = &x->cred, .request = &x->q, .client_addr = x->addr, .want_bytes = true};
 }
 
 static void question_start(struct question *x)
@@ -796,20 +811,20 @@ static struct result *get_blob(const char *doc)
     return ask_as(customer, OCI_BLOB, dtext(doc));
 }
 
-#define assert_allowed(x)                                                                                              \
-    do {                                                                                                               \
-        struct result *r_ = (x);                                                                                       \
-        assert_int_equal(r_->err, ERR_OK);                                                                             \
-        assert_int_equal(r_->verdict, VERDICT_ALLOW);                                                                  \
+#define assert_allowed(x)                                                                                                                  \
+    do {                                                                                                                                   \
+        struct result *r_ = (x);                                                                                                           \
+        assert_int_equal(r_->err, ERR_OK);                                                                                                 \
+        assert_int_equal(r_->verdict, VERDICT_ALLOW);                                                                                      \
     } while (0)
-#define assert_denied(x, why)                                                                                          \
-    do {                                                                                                               \
-        struct result *r_ = (x);                                                                                       \
-        assert_int_equal(r_->err, ERR_OK);                                                                             \
-        assert_int_equal(r_->verdict, VERDICT_DENY);                                                                   \
-        assert_string_equal(reason_text(r_->reason), reason_text(why));                                                \
-        assert_null(r_->body);                                                                                         \
-        assert_true(strlen(r_->message) > 10);                                                                         \
+#define assert_denied(x, why)                                                                                                              \
+    do {                                                                                                                                   \
+        struct result *r_ = (x);                                                                                                           \
+        assert_int_equal(r_->err, ERR_OK);                                                                                                 \
+        assert_int_equal(r_->verdict, VERDICT_DENY);                                                                                       \
+        assert_string_equal(reason_text(r_->reason), reason_text(why));                                                                    \
+        assert_null(r_->body);                                                                                                             \
+        assert_true(strlen(r_->message) > 10);                                                                                             \
     } while (0)
 #define assert_error(x, e) assert_int_equal((x)->err, e)
 
@@ -982,7 +997,7 @@ static void test_pull_by_digest_after_tag(void **state)
     assert_int_equal(last.size, 4);
     assert_allowed(get_blob("base"));
     assert_allowed(get_blob("l11"));
-    assert_int_equal(hits, before); /* the manifests told it all */
+    assert_int_equal(hits, before);   /* the manifests told it all */
     assert_allowed(get_blob("c11b")); /* of the platform not asked for: its manifest is loaded for that */
     assert_int_equal(hits, before + 1);
 }
@@ -1150,7 +1165,8 @@ static void test_moved_tag_pin(void **state)
     (void)state;
     manifest("m10b", "c10b base l10b", NULL);
     char pins[400];
-    snprintf(pins, sizeof pins, "\"granted_at\":1000,\"on_move\":\"pin\",\"pins\":[{\"repository\":\"shop/api\",\"tag\":\"1.0.0\",\"digest\":\"%s\"}]",
+    snprintf(pins, sizeof pins,
+             "\"granted_at\":1000,\"on_move\":\"pin\",\"pins\":[{\"repository\":\"shop/api\",\"tag\":\"1.0.0\",\"digest\":\"%s\"}]",
              dtext("m10"));
     allow_only(&customer, "cus_1", license("lic_1", PLAIN, grant("range", "^1", pins)));
     tag("1.0.0", "m10b");
@@ -1179,7 +1195,8 @@ static void test_tag_flips_between_requests(void **state) /* ENT-073 */
 {
     (void)state;
     char pins[400];
-    snprintf(pins, sizeof pins, "\"granted_at\":1000,\"on_move\":\"pin\",\"pins\":[{\"repository\":\"shop/api\",\"tag\":\"1.0.0\",\"digest\":\"%s\"}]",
+    snprintf(pins, sizeof pins,
+             "\"granted_at\":1000,\"on_move\":\"pin\",\"pins\":[{\"repository\":\"shop/api\",\"tag\":\"1.0.0\",\"digest\":\"%s\"}]",
              dtext("m10"));
     allow_only(&customer, "cus_1", license("lic_1", PLAIN, grant("exact", "1.0.0", pins)));
     before_tag = flip;
@@ -1277,7 +1294,7 @@ static void test_signatures(void **state)
     assert_denied(get_doc("s20"), REASON_NOT_IN_CLOSURE);
     assert_error(get(sigtag("i11", ".att")), ERR_NOT_FOUND);
     assert_denied(get(sigtag("l11", ".sig")), REASON_NOT_IN_CLOSURE); /* a blob is no subject */
-    restart(); /* the blob of a signature asked first, of a cold worker */
+    restart();                                                        /* the blob of a signature asked first, of a cold worker */
     assert_denied(get_blob("sl20"), REASON_NOT_IN_CLOSURE);
     assert_allowed(get_blob("sl11"));
     restart();
@@ -1480,8 +1497,9 @@ static void test_addresses_and_quota(void **state)
 {
     (void)state;
     struct question x;
-    allow_only(&customer, "cus_1",
-               license("lic_1", "\"expires_at\":0,\"allowed_cidrs\":[\"10.0.0.0/8\"],\"quota_exceeded\":false,", grant("range", "^1", FOLLOW)));
+    allow_only(
+        &customer, "cus_1",
+        license("lic_1", "\"expires_at\":0,\"allowed_cidrs\":[\"10.0.0.0/8\"],\"quota_exceeded\":false,", grant("range", "^1", FOLLOW)));
     for (int cold = 0; cold < 2; cold++) {
         for (int outside = 0; outside < 2; outside++) {
             if (cold)
@@ -1501,7 +1519,8 @@ static void test_addresses_and_quota(void **state)
             assert_denied(&x.r, REASON_NOT_IN_CLOSURE);
         }
     }
-    allow_only(&customer, "cus_1", license("lic_1", "\"expires_at\":0,\"allowed_cidrs\":[],\"quota_exceeded\":true,", grant("range", "^1", FOLLOW)));
+    allow_only(&customer, "cus_1",
+               license("lic_1", "\"expires_at\":0,\"allowed_cidrs\":[],\"quota_exceeded\":true,", grant("range", "^1", FOLLOW)));
     restart();
     assert_denied(get_blob("l11"), REASON_QUOTA_EXCEEDED);
     assert_denied(get("1.1.0"), REASON_QUOTA_EXCEEDED);
@@ -1513,7 +1532,8 @@ static void test_license_bound_credential(void **state)
     (void)state;
     char two[16000];
     static char lic[] = "lic_b";
-    snprintf(two, sizeof two, "%s,%s", license("lic_a", PLAIN, grant("range", "^1", FOLLOW)), license("lic_b", PLAIN, grant("range", "^2", FOLLOW)));
+    snprintf(two, sizeof two, "%s,%s", license("lic_a", PLAIN, grant("range", "^1", FOLLOW)),
+             license("lic_b", PLAIN, grant("range", "^2", FOLLOW)));
     allow_only(&customer, "cus_1", two);
     assert_allowed(get_blob("l11"));
     assert_allowed(get_blob("l20"));
@@ -1735,14 +1755,14 @@ static void test_permutations(void **state)
         enum oci_kind kind;
         bool one, two; /* granted to the customer with ^1, with ^2 */
     } rows[] = {
-        {"m10", OCI_MANIFEST, true, false},  {"i11", OCI_MANIFEST, true, false},  {"a11", OCI_MANIFEST, true, false},
-        {"b11", OCI_MANIFEST, true, false},  {"i20", OCI_MANIFEST, false, true},  {"a20", OCI_MANIFEST, false, true},
-        {"b20", OCI_MANIFEST, false, true},  {"base", OCI_BLOB, true, true},      {"l10", OCI_BLOB, true, false},
-        {"l11", OCI_BLOB, true, false},      {"l20", OCI_BLOB, false, true},      {"c11b", OCI_BLOB, true, false},
-        {"c20b", OCI_BLOB, false, true},     {"s11", OCI_MANIFEST, true, false},  {"s20", OCI_MANIFEST, false, true},
-        {"sl11", OCI_BLOB, true, false},     {"sl20", OCI_BLOB, false, true},     {"r11", OCI_MANIFEST, true, false},
-        {"r20", OCI_MANIFEST, false, true},  {"rl11", OCI_BLOB, true, false},     {"rl20", OCI_BLOB, false, true},
-        {"base", OCI_MANIFEST, false, false}, {"i11", OCI_BLOB, false, false},    {"nowhere", OCI_BLOB, false, false},
+        {"m10", OCI_MANIFEST, true, false},      {"i11", OCI_MANIFEST, true, false}, {"a11", OCI_MANIFEST, true, false},
+        {"b11", OCI_MANIFEST, true, false},      {"i20", OCI_MANIFEST, false, true}, {"a20", OCI_MANIFEST, false, true},
+        {"b20", OCI_MANIFEST, false, true},      {"base", OCI_BLOB, true, true},     {"l10", OCI_BLOB, true, false},
+        {"l11", OCI_BLOB, true, false},          {"l20", OCI_BLOB, false, true},     {"c11b", OCI_BLOB, true, false},
+        {"c20b", OCI_BLOB, false, true},         {"s11", OCI_MANIFEST, true, false}, {"s20", OCI_MANIFEST, false, true},
+        {"sl11", OCI_BLOB, true, false},         {"sl20", OCI_BLOB, false, true},    {"r11", OCI_MANIFEST, true, false},
+        {"r20", OCI_MANIFEST, false, true},      {"rl11", OCI_BLOB, true, false},    {"rl20", OCI_BLOB, false, true},
+        {"base", OCI_MANIFEST, false, false},    {"i11", OCI_BLOB, false, false},    {"nowhere", OCI_BLOB, false, false},
         {"nowhere", OCI_MANIFEST, false, false},
     };
     enum { N = sizeof rows / sizeof *rows };
@@ -1791,8 +1811,8 @@ static void test_faults(void **state)
         const char *doc;
         enum oci_kind kind;
         bool granted;
-    } rows[] = {{"l11", OCI_BLOB, true}, {"l20", OCI_BLOB, false}, {"a11", OCI_MANIFEST, true}, {"a20", OCI_MANIFEST, false},
-                {"base", OCI_BLOB, true}, {"sl11", OCI_BLOB, true}, {"sl20", OCI_BLOB, false}, {"nowhere", OCI_BLOB, false}};
+    } rows[] = {{"l11", OCI_BLOB, true},  {"l20", OCI_BLOB, false}, {"a11", OCI_MANIFEST, true}, {"a20", OCI_MANIFEST, false},
+                {"base", OCI_BLOB, true}, {"sl11", OCI_BLOB, true}, {"sl20", OCI_BLOB, false},   {"nowhere", OCI_BLOB, false}};
     unsigned yes = 0, no = 0, unknown = 0;
     for (unsigned i = 0; i < 3000; i++) {
         seed = seed * 1103515245u + 12345u;
@@ -1840,8 +1860,10 @@ static void test_cost(void **state)
         snprintf(name, sizeof name, "3.0.%u", i);
         snprintf(m, sizeof m, "m3_%u", i);
         struct strbuf b = {0};
-        sb_addf(&b, "{\"schemaVersion\":2,\"mediaType\":\"%s\",\"annotations\":{\"n\":\"%u\"},\"config\":{\"mediaType\":\"x\",\"digest\":\"%s\",\"size\":1},\"layers\":["
-                    "{\"mediaType\":\"x\",\"digest\":\"%s\",\"size\":1}]}",
+        sb_addf(&b,
+                "{\"schemaVersion\":2,\"mediaType\":\"%s\",\"annotations\":{\"n\":\"%u\"},\"config\":{\"mediaType\":\"x\",\"digest\":\"%"
+                "s\",\"size\":1},\"layers\":["
+                "{\"mediaType\":\"x\",\"digest\":\"%s\",\"size\":1}]}",
                 media_type_text(MEDIA_OCI_MANIFEST), i, dtext("c10"), dtext("base"));
         doc_add(m, MEDIA_OCI_MANIFEST, sb_take(&b));
         if (i < 3000) {
