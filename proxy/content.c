@@ -857,6 +857,11 @@ void content_cancel(struct content_op **pop)
     op_free(op);
 }
 
+struct repos *content_repos(struct content *c)
+{
+    return c->repos;
+}
+
 void content_free(struct content **pc)
 {
     struct content *c = *pc;

@@ -15,6 +15,7 @@ struct content;
 
 struct content *content_new(struct worker *w);
 void content_free(struct content **c);
+struct repos *content_repos(struct content *c); /* contentrepo.h: for word from another worker */
 
 /* A verified manifest held in memory; refcounted, immutable. */
 struct blob_bytes {

@@ -189,14 +189,21 @@ static void fact_of_repository(struct repo *r, const struct fact *f)
 
 static void repo_trim(struct repo *r);
 
+static struct repo *repo_find(struct repos *rs, const char *repository_id, const char *upstream_id, const char *upstream_repository)
+{
+    uint64_t hash = str_hash(str_c(repository_id));
+    struct repo *r = rs->buckets[hash & (rs->n_buckets - 1)];
+    while (r && (r->hash != hash || strcmp(r->repository_id, repository_id) != 0 || strcmp(r->upstream_id, upstream_id) != 0 ||
+                 strcmp(r->upstream_repository, upstream_repository) != 0))
+        r = r->chain;
+    return r;
+}
+
 struct repo *repo_get(struct repos *rs, const struct fact *f)
 {
     const struct fact_repository *fr = f->repository;
     uint64_t hash = str_hash(str_c(fr->id));
-    struct repo *r = rs->buckets[hash & (rs->n_buckets - 1)];
-    while (r && (r->hash != hash || strcmp(r->repository_id, fr->id) != 0 || strcmp(r->upstream_id, fr->upstream_id) != 0 ||
-                 strcmp(r->upstream_repository, fr->upstream_repository) != 0))
-        r = r->chain;
+    struct repo *r = repo_find(rs, fr->id, fr->upstream_id, fr->upstream_repository);
     if (!r) {
         repos_shrink(rs);
         r = NEW(struct repo);
@@ -397,16 +404,67 @@ bool repo_tag_absent(struct repo *r, struct str name)
     return r->absent[h % REPO_ABSENT_TAGS].hash == h && repos_now_ms(r->repos) < r->absent[h % REPO_ABSENT_TAGS].until_ms;
 }
 
-/* The upstream says: the tag is this digest. */
-void repo_tag_resolved(struct repo *r, struct str name, const struct digest *d, enum media_type mt, uint64_t size)
-{
-    struct tag *t = tag_make(r, name);
-    int64_t now_s = clock_now_s();
-    uint32_t at = digest_at(t, d);
-    bool tell = at == TAG_NO_DIGEST || (t->digests[at].fact_last_s != 0 && t->digests[at].until_s != 0);
+/* ---- what the workers of one proxy tell each other ------------------------------------------------ */
 
-    if (at == TAG_NO_DIGEST)
-        at = edge_add(t, d);
+/* A client resolves a tag over one connection and asks for the digest over the next, which may be another worker's: that one
+ * hears of the tag in the same moment, so that its memory of what there is not makes no wrong no of it. */
+struct tag_note {
+    struct worker *to;
+    char *repository_id, *upstream_id, *upstream_repository, *tag;
+    struct digest digest;
+};
+
+static void tag_points_at(struct tag *t, uint32_t at);
+
+static void tag_note_free(struct tag_note *n)
+{
+    mem_free(n->repository_id);
+    mem_free(n->upstream_id);
+    mem_free(n->upstream_repository);
+    mem_free(n->tag);
+    mem_free(n);
+}
+
+static void on_tag_note(void *arg)
+{
+    struct tag_note *n = arg;
+    struct repos *rs = n->to->content != NULL ? content_repos(n->to->content) : NULL; /* NULL: this worker has ended */
+    struct repo *r = rs != NULL ? repo_find(rs, n->repository_id, n->upstream_id, n->upstream_repository) : NULL;
+
+    if (r != NULL) { /* a repository that nobody asked for here has no memory to mend */
+        struct tag *t = tag_make(r, str_c(n->tag));
+        uint32_t at = digest_at(t, &n->digest);
+        tag_points_at(t, at != TAG_NO_DIGEST ? at : edge_add(t, &n->digest));
+        edges_bound(t);
+    }
+    tag_note_free(n);
+}
+
+static void tag_tell_siblings(struct repo *r, const struct tag *t, const struct digest *d)
+{
+    struct worker *w = r->repos->w;
+
+    for (unsigned i = 0; i < w->proxy->n_workers; i++) {
+        struct worker *to = w->proxy->workers[i];
+        if (to == NULL || to == w)
+            continue;
+        struct tag_note *n = NEW(struct tag_note);
+        n->to = to;
+        n->repository_id = mem_strdup(r->repository_id);
+        n->upstream_id = mem_strdup(r->upstream_id);
+        n->upstream_repository = mem_strdup(r->upstream_repository);
+        n->tag = str_dup(t->name);
+        n->digest = *d;
+        loop_post(to->loop, on_tag_note, n);
+    }
+}
+
+/* The tag resolves to its digest `at`, as of this moment. */
+static void tag_points_at(struct tag *t, uint32_t at)
+{
+    struct repo *r = t->repo;
+    int64_t now_s = clock_now_s();
+
     for (uint32_t i = 0; i < t->n_digests; i++) {
         if (i != at && t->digests[i].until_s == 0) {
             t->digests[i].until_s = now_s; /* it was that until now, as far as anybody can tell */
@@ -421,7 +479,20 @@ void repo_tag_resolved(struct repo *r, struct str name, const struct digest *d, 
     t->gone = false;
     t->resolved_ms = repos_now_ms(r->repos);
     t->failed_ms = 0;
+}
+
+/* The upstream says: the tag is this digest. */
+void repo_tag_resolved(struct repo *r, struct str name, const struct digest *d, enum media_type mt, uint64_t size)
+{
+    struct tag *t = tag_make(r, name);
+    uint32_t at = digest_at(t, d);
+    bool moved = at == TAG_NO_DIGEST || t->current != at;
+    bool tell = at == TAG_NO_DIGEST || (t->digests[at].fact_last_s != 0 && t->digests[at].until_s != 0);
+
+    tag_points_at(t, at != TAG_NO_DIGEST ? at : edge_add(t, d));
     edges_bound(t);
+    if (moved)
+        tag_tell_siblings(r, t, d);
     if (tell && r->repos->w->events)
         pullevent_tag(r->repos->w->events, str_c(r->repository_id), t->name, d, mt, size);
 }

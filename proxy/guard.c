@@ -18,7 +18,8 @@
 #define CHAINS 256u       /* a shard */
 #define CUSTOMERS_MAX 1024u /* a shard: 65,536 customers at once; beyond that idle ones go first */
 static const uint64_t WINDOW_MS = 60000;
-static const unsigned REPEATS_MAX = 600; /* of one wrong secret from one address in a window, before it counts as abuse by itself */
+/* Times the limit of an address: repeats of one wrong secret from there in a window, before they count as abuse by themselves. */
+static const uint64_t REPEATS_FACTOR = 20;
 static const size_t USER_MAX = 256;      /* bytes of a presented user name that are told apart */
 
 struct bucket {
@@ -61,7 +62,10 @@ struct guard {
 void guard_configure(struct guard *g, const struct config *cfg)
 {
     atomic_store(&g->per_address, cfg->limits.auth_failures_per_minute);
-    atomic_store(&g->per_user, cfg->limits.auth_failures_per_credential);
+    /* Never below what one address may: the limit by user name is for guesses that come from many addresses. */
+    atomic_store(&g->per_user, cfg->limits.auth_failures_per_credential > cfg->limits.auth_failures_per_minute
+                                   ? cfg->limits.auth_failures_per_credential
+                                   : cfg->limits.auth_failures_per_minute);
     atomic_store(&g->inflight, cfg->limits.inflight_per_customer);
     atomic_store(&g->per_second, cfg->limits.requests_per_customer);
 }
@@ -227,7 +231,7 @@ bool guard_auth_failed(struct guard *g, const uint8_t addr[16], struct str autho
     address = str_mark((struct str){(const char *)net, sizeof net});
     pair = mark_of(1, address, presented);
     n = seen_again(g, pair, now, &wait_ms);
-    if (n && n <= REPEATS_MAX)
+    if (n && (!per_address || n <= per_address * REPEATS_FACTOR))
         return false;
     if (n || (per_address && !failure_allowed(g, mark_of(2, address, (struct str_mark){0, 0}), per_address, now, &wait_ms))) {
         atomic_fetch_add_explicit(&g->refused_address, 1, memory_order_relaxed);

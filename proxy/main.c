@@ -271,7 +271,9 @@ int main(int argc, char **argv)
     loop_run(g.loop);
 
     for (unsigned i = 0; i < g.proxy.n_workers; i++)
-        worker_join(&g.proxy.workers[i]);
+        worker_join(g.proxy.workers[i]);
+    for (unsigned i = 0; i < g.proxy.n_workers; i++)
+        worker_free(&g.proxy.workers[i]);
     mem_free(g.proxy.workers);
     for (size_t i = 0; i < sizeof signals / sizeof *signals; i++)
         watch_free(&signals[i]);

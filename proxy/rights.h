@@ -38,8 +38,8 @@ struct rights { /* of (customer's fact, license binding, address where it counts
     uint64_t *known, *near, *yes; /* by root */
     size_t words;
     uint64_t swept_ms;    /* a complete sweep found nothing more, 0 never */
-    uint64_t swept_epoch; /* of the t: fact then */
-    struct {              /* the filtered tags/list */
+    uint64_t swept_generation; /* of the repository then: an edge that came since may lead to it */
+    struct { /* the filtered tags/list */
         bool have;
         uint64_t list_generation, repository_epoch, records_epoch, tags_generation, index_generation;
         uint32_t index_nodes;

@@ -147,7 +147,7 @@ bool sweep_remembered(struct repo *r, const struct rights *v)
 {
     const struct config *cfg = repos_worker(r->repos)->cfg;
     uint64_t life = cfg->cache.negative_ms > cfg->cache.tag_freshness_ms ? cfg->cache.negative_ms : cfg->cache.tag_freshness_ms;
-    return v->swept_ms && v->swept_epoch == r->tags_epoch && repos_now_ms(r->repos) - v->swept_ms < life;
+    return v->swept_ms && v->swept_generation == r->generation && repos_now_ms(r->repos) - v->swept_ms < life;
 }
 
 /* ---- what is to be done ----------------------------------------------------------------------- */
@@ -471,7 +471,7 @@ static void finish(struct sweep *s)
     if (!s->failed && s->stage == STAGE_END) {
         struct rights *v = rights_get(s->repo, &s->a);
         v->swept_ms = repos_now_ms(s->ss->rs);
-        v->swept_epoch = s->repo->tags_epoch;
+        v->swept_generation = s->repo->generation;
     }
     while ((w = waiter_pop(&s->waiters)))
         w->fn(w->ctx, &e);

@@ -60,8 +60,6 @@ static void worker_free_parts(struct worker *w)
     accesslog_writer_free(&w->access);
     exchange_free_spares();
     cache_free(&w->cache);
-    loop_free(w->loop);
-    w->loop = NULL;
 }
 
 static void *worker_main(void *arg)
@@ -123,8 +121,13 @@ void worker_stop(struct worker *w)
         loop_post(w->loop, stop_in_loop, w);
 }
 
-void worker_join(struct worker **w)
+void worker_join(struct worker *w)
 {
-    pthread_join((*w)->thread, NULL);
+    pthread_join(w->thread, NULL);
+}
+
+void worker_free(struct worker **w)
+{
+    loop_free((*w)->loop); /* letters that came late are opened here: their readers see that the parts are gone */
     MEM_FREE(*w);
 }

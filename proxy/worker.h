@@ -62,6 +62,7 @@ enum err worker_start(struct worker *w, struct error *reterr) MUST_USE;
 /* Any thread: stop accepting, let what runs finish; the thread ends by itself. worker_stop() does not wait for answers. */
 void worker_drain(struct worker *w);
 void worker_stop(struct worker *w);
-void worker_join(struct worker **w);
+void worker_join(struct worker *w);
+void worker_free(struct worker **w); /* after all workers were joined: others may have posted to its loop */
 
 #endif

@@ -1,4 +1,5 @@
 """Dependencies away, emptied and back; a cold proxy; licenses edited under tokens already issued: no wrong yes, no wrong no."""
+import os
 import signal
 import threading
 import time
@@ -212,10 +213,14 @@ def test_replayed_older_value_grants_nothing(w):
     w.s.wait_status("/v2/shop/api/manifests/1.0.0", w.auth, 403, timeout=10)
 
 
+def connections(proc):
+    """Sockets that the process holds."""
+    return sum(os.readlink(f"/proc/{proc.p.pid}/fd/{fd}").startswith("socket:") for fd in os.listdir(f"/proc/{proc.p.pid}/fd"))
+
+
 def test_two_hundred_clients_one_cold_blob(w):
     import concurrent.futures
     import hashlib
-    import os
     data = os.urandom(4 * 1024 * 1024)
     image = w.up.push_image("acme/api", "1.5.0", [data])
     layer = image["layers"][0]
@@ -229,24 +234,22 @@ def test_two_hundred_clients_one_cold_blob(w):
 
     def gate(h):
         if layer in h.path and h.command == "GET":
-            slow.wait(3)  # the transfer begins when everybody has asked
+            slow.wait(20)  # the transfer begins when everybody has asked
         return False
 
     w.up.rules.append(gate)
-    with concurrent.futures.ThreadPoolExecutor(60) as pool:
+    with concurrent.futures.ThreadPoolExecutor(200) as pool:
         futures = [pool.submit(one, i) for i in range(200)]
         wait_for("the upstream to be asked", lambda: w.up.hits(f"GET .*{layer}") > 0)
-        time.sleep(0.5)
+        wait_for("all of them to be connected", lambda: connections(w.s.proxies[0]) >= 200)
         slow.set()
         for f in futures:
             assert f.result() == (200, layer[7:])
-    # 60 ask at once; the rest come while or after it runs. Joined readers cause no second transfer.
-    assert w.up.hits(f"GET .*{layer}") <= 4, w.up.hits(f"GET .*{layer}")
+    assert w.up.hits(f"GET .*{layer}") == 1
 
 
 def test_drain_finishes_what_runs(w):
     import hashlib
-    import os
     data = os.urandom(8 * 1024 * 1024)
     image = w.up.push_image("acme/api", "1.6.0", [data])
     w.s.wait_status("/v2/shop/api/manifests/1.6.0", w.auth, 200)

@@ -3,7 +3,7 @@ import hashlib
 import itertools
 import json
 import random
-import socket
+import signal
 import statistics
 import time
 
@@ -364,15 +364,18 @@ def test_i17_closed_world(w):
     good = w.s.redis.cmd("GET", key)
     assert good
     try:
-        p = w.s.start_proxy(1)  # cold: nothing in memory
+        w.s.start_proxy(1)  # cold: nothing in memory
+        w.s.admin.p.send_signal(signal.SIGSTOP)  # it would put the value right within the second
         for value in (None, good[:-1] + b" ", good.replace(b"^1", b"^2"), b"", b"1 1 " + b"0" * 64 + b" {}"):
             w.s.redis.cmd("DEL", key) if value is None else w.s.redis.cmd("SET", key, value)
             r = w.s.get("/v2/shop/api/manifests/1.0.0", auth, proxy=1)
             assert r.status_code == 503 and "Retry-After" in r.headers, (value, r.status_code, r.text)
         w.s.redis.cmd("SET", key, good)
         w.s.wait_status("/v2/shop/api/manifests/1.0.0", auth, 200, proxy=1)
+        w.s.redis.cmd("DEL", key)
     finally:
-        w.s.redis.cmd("SET", key, good)
+        w.s.admin.p.send_signal(signal.SIGCONT)
+    wait_for("the projector to repair it", lambda: w.s.redis.cmd("EXISTS", key) == 1)
 
 
 def test_i18_byte_identity(w):
