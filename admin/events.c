@@ -121,13 +121,15 @@ static void entry_take(const struct events *ev, const struct cache_reply *entry,
         return;
     }
     while (str_next(&lines, '\n', &line)) {
-        struct jv *doc;
+        struct jv *doc = NULL;
         if (line.n == 0)
             continue;
-        if (jv_parse(line, &JV_LIMITS_API, &doc, NULL) || jv_type(doc) != JV_OBJECT)
+        if (jv_parse(line, &JV_LIMITS_API, &doc, NULL) || jv_type(doc) != JV_OBJECT) {
             b->bad++;
-        else
+            jv_free(doc);
+        } else {
             batch_add_doc(b, doc);
+        }
     }
 }
 
