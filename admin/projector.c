@@ -36,6 +36,9 @@ static const int64_t SCRUB_FACTS = 100;          /* facts of that page */
 static const unsigned VERIFY_EVERY_MS = 20;      /* ... and while adopted values are checked, so often ... */
 static const int64_t VERIFY_FACTS = 200;         /* ... and so many */
 static const uint64_t EPOCH_JUMP_MAX = UINT64_C(1) << 62; /* what a signed 64-bit id can still count on from */
+static const unsigned PRUNE_EVERY_MS = 600000;   /* projected outbox rows are of no more use ... */
+static const int64_t PRUNE_KEEP = 10000;         /* ... but to people who look what happened: the newest stay */
+static const int64_t PRUNE_AT_ONCE = 5000;
 static const size_t STALE_MAX = 1000;            /* facts that get another epoch in one transaction */
 static const unsigned SCRUB_BUCKETS = 8;         /* buckets compared at the same time */
 
@@ -72,7 +75,7 @@ struct projector {
     struct strbuf root_text;   /* pg:root as written last; empty: nothing of ours is there */
     struct strbuf root_unsure; /* written by a transaction whose outcome is not known; else empty */
     bool in_sync, was_adopted;
-    uint64_t next_tick_ms, next_scrub_ms;
+    uint64_t next_tick_ms, next_scrub_ms, next_prune_ms;
     char *scrub_cursor;
     unsigned scrub_bucket;
     bool verifying; /* what an earlier life wrote was adopted, and is compared once at full speed */
@@ -360,6 +363,27 @@ static enum err stale_flush(struct projector *p, struct error *reterr)
     sb_reset(&p->stale);
     p->n_stale = 0;
     return e;
+}
+
+static enum err prune_store(struct store *s, void *arg, struct error *reterr)
+{
+    const int64_t *projected = arg;
+    return store_exec(s, NULL, reterr, "DELETE FROM outbox WHERE id IN (SELECT id FROM outbox WHERE id <= ? ORDER BY id LIMIT ?)", "ii",
+                      *projected - PRUNE_KEEP, PRUNE_AT_ONCE);
+}
+
+/* The epochs stay in fact_epochs and, for the next id, in the table's own sequence. */
+static void prune(struct projector *p)
+{
+    struct store_stmt *st;
+    bool row = false, some = false;
+    int64_t projected = (int64_t)p->root.epoch;
+    if (store_query(p->store, &st, NULL, "SELECT 1 FROM outbox WHERE id <= ? LIMIT 1", "i", projected - PRUNE_KEEP))
+        return;
+    some = store_step(st, &row, NULL) == ERR_OK && row;
+    store_done(&st);
+    if (some && db_run(p->writer, DB_TRANSACTION, prune_store, &projected, NULL) == ERR_OK)
+        p->next_prune_ms = clock_mono_ms() + 1000; /* perhaps more */
 }
 
 static bool is_stopping(struct projector *p)
@@ -1045,6 +1069,10 @@ static enum err round_run(struct projector *p, bool *ret_more, struct error *ret
         e = scrub(p, reterr);
         if (!p->in_sync)
             *ret_more = true;
+    }
+    if (!e && p->in_sync && now >= p->next_prune_ms) {
+        p->next_prune_ms = now + PRUNE_EVERY_MS;
+        prune(p);
     }
     if (!e && p->n_stale) {
         e = stale_flush(p, reterr);

@@ -148,6 +148,7 @@ static const char MIGRATION_1[] =
     " created_at INTEGER NOT NULL,"              /* granted_at of the entitlement */
     " note TEXT NOT NULL DEFAULT '') WITHOUT ROWID;\n"
     "CREATE INDEX grants_license ON grants(license_id, created_at, id);\n"
+    "CREATE INDEX grants_pin ON grants(license_id) WHERE on_move='pin';\n" /* asked at every sighting of a tag */
     "CREATE TABLE grant_pins ("
     " grant_id TEXT NOT NULL REFERENCES grants(id) ON DELETE CASCADE,"
     " repository_id TEXT NOT NULL REFERENCES repositories(id) ON DELETE CASCADE,"

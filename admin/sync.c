@@ -45,6 +45,7 @@ static const unsigned REDIS_PAUSE_MS = 5000;       /* after a failure of Redis *
 static const size_t EXISTS_AT_ONCE = 500;
 static const size_t TAGS_BYTES = 16u * 1024 * 1024;
 static const unsigned BREAKER_FAILURES = 5, BREAKER_MS = 10000;
+#define CONFIG_BYTES (1024u * 1024)                /* of an image's configuration, read for its platform */
 static const size_t ERROR_TEXT_MAX = 300;          /* of repositories.sync_error */
 static const int64_t CREATED_MIN_S = 946684800;    /* 2000-01-01: earlier dates in annotations are placeholders of build tools */
 
@@ -139,6 +140,9 @@ struct build { /* the closure of one top manifest */
     enum media_type media_type;
     uint64_t size;
     char *artifact_type, *platforms, *annotations;
+    bool has_config; /* of an image of one platform: its configuration names it */
+    struct digest config;
+    struct strbuf config_bytes;
 };
 
 struct round {
@@ -414,6 +418,7 @@ static void build_free(struct build *b)
     mem_free(b->artifact_type);
     mem_free(b->platforms);
     mem_free(b->annotations);
+    sb_free(&b->config_bytes);
 }
 
 static struct round *round_new(struct sync *s, struct repo *rp, struct up *u)
@@ -844,6 +849,65 @@ static void build_over(struct build *b, bool whole)
 
 static void task_step(struct task *t);
 
+/* ---- the platform of an image that is no index --------------------------------------------------- */
+
+static bool is_image_config(const char *type)
+{
+    return strcmp(type, "application/vnd.oci.image.config.v1+json") == 0 || strcmp(type, "application/vnd.docker.container.image.v1+json") == 0;
+}
+
+static bool platform_part(struct str s)
+{
+    for (size_t i = 0; i < s.n; i++)
+        if (!((s.p[i] >= 'a' && s.p[i] <= 'z') || (s.p[i] >= '0' && s.p[i] <= '9') || s.p[i] == '_' || s.p[i] == '.' || s.p[i] == '-'))
+            return false;
+    return s.n <= 32;
+}
+
+static void config_read(struct build *b)
+{
+    struct jv *doc = NULL;
+    if (!seal_digest_matches(sb_str(&b->config_bytes), &b->config) || jv_parse(sb_str(&b->config_bytes), &JV_LIMITS_MANIFEST, &doc, NULL))
+        return;
+    struct str os = jv_get_str(doc, "os"), arch = jv_get_str(doc, "architecture"), variant = jv_get_str(doc, "variant");
+    if (os.n && arch.n && platform_part(os) && platform_part(arch) && platform_part(variant)) {
+        struct strbuf text = {0};
+        sb_addf(&text, variant.n ? "%.*s/%.*s/%.*s" : "%.*s/%.*s", STR(os), STR(arch), STR(variant));
+        mem_free(b->platforms);
+        b->platforms = sb_take(&text);
+    }
+    jv_free(doc);
+}
+
+static enum fetch_next on_config_head(void *ctx, const struct upstream_blob_head *h)
+{
+    (void)ctx;
+    return h->status == 200 ? FETCH_MORE : FETCH_STOP; /* handed a redirect: that is the clients' to follow */
+}
+
+static enum fetch_next on_config_body(void *ctx, const void *data, size_t n)
+{
+    struct task *t = ctx;
+    struct build *b = &t->round->builds[t->index];
+    if (b->config_bytes.n + n > CONFIG_BYTES)
+        return FETCH_STOP;
+    sb_add(&b->config_bytes, (struct str){data, n});
+    return FETCH_MORE;
+}
+
+static void on_config_done(void *ctx, enum err err, const char *detail, unsigned retry_after_s)
+{
+    struct task *t = ctx;
+    (void)detail;
+    (void)retry_after_s;
+    t->op = NULL;
+    if (!err)
+        config_read(&t->round->builds[t->index]); /* else the platform stays unknown: nothing depends on it */
+    task_step(t);
+}
+
+static const struct upstream_blob_handlers CONFIG_HANDLERS = {on_config_head, on_config_body, on_config_done};
+
 static void on_manifest(void *ctx, enum err err, const struct upstream_manifest *um, const char *detail, unsigned retry_after_s)
 {
     struct task *t = ctx;
@@ -881,6 +945,9 @@ static void on_manifest(void *ctx, enum err err, const struct upstream_manifest 
                 b->artifact_type = mem_strdup(m->artifact_type);
                 b->platforms = mem_strdup(m->platforms);
                 b->annotations = mem_strdup(m->annotations);
+                b->has_config = !*m->platforms && m->n_children && m->children[0].size <= CONFIG_BYTES && is_image_config(m->artifact_type);
+                if (b->has_config)
+                    b->config = m->children[0].digest;
             }
             unsigned depth = b->depth[at];
             for (size_t i = 0; i < m->n_children; i++)
@@ -929,6 +996,11 @@ static void task_step(struct task *t)
         char text[DIGEST_TEXT_MAX];
         digest_text(&b->closure.nodes[b->next].digest, text);
         t->op = upstream_manifest(r->upstream, str_c(r->repo->upstream_repository), str_c(text), false, on_manifest, t);
+        return;
+    }
+    if (!b->failed && b->has_config) {
+        b->has_config = false;
+        t->op = upstream_blob(r->upstream, str_c(r->repo->upstream_repository), &b->config, NULL, false, &CONFIG_HANDLERS, t);
         return;
     }
     build_over(b, true);

@@ -193,8 +193,8 @@ static enum err pinning_customers(struct store *s, const char *application_id, c
     size_t n = 0, cap = 0;
     bool row;
     enum err e = store_query(s, &st, reterr,
-                             "SELECT DISTINCT l.customer_id FROM licenses l JOIN grants g ON g.license_id=l.id"
-                             " WHERE l.application_id=? AND l.archived_at=0 AND g.on_move='pin'",
+                             "SELECT DISTINCT l.customer_id FROM grants g INDEXED BY grants_pin CROSS JOIN licenses l ON l.id=g.license_id"
+                             " WHERE g.on_move='pin' AND l.application_id=? AND l.archived_at=0",
                              "z", application_id);
     if (e)
         return e;

@@ -51,7 +51,7 @@ def test_finds_versions_by_itself(sy):
     wait_for("the tag", lambda: "1.1.0" in sy.versions(), 5)
     v = sy.versions()["1.1.0"]
     assert v["source"] == "discovered" and v["first_seen_at"]
-    assert v["artifacts"][0]["digest"].startswith("sha256:")
+    assert v["artifacts"][0]["digest"].startswith("sha256:") and v["artifacts"][0]["platforms"] == ["linux/amd64"]  # of its configuration
 
 
 def test_index_has_platforms_size_and_closure(sy):
