@@ -25,7 +25,11 @@ class SyncScene:
         return {v["version"]: v for v in self.s.api.get(f"/applications/{self.app['id']}/versions?limit=1000")["items"]}
 
     def sync(self, app=None):
-        return self.s.api.post(f"/applications/{(app or self.app)['id']}/sync", expect=200)
+        """Look upstream now; returns when what was found stands in Redis."""
+        got = self.s.api.post(f"/applications/{(app or self.app)['id']}/sync", expect=200)
+        epoch = self.sql("SELECT coalesce(max(epoch),0) FROM fact_epochs")[0][0]
+        wait_for("the projection", lambda: self.m.root()[0] >= epoch)
+        return got
 
     def tags(self):
         return self.m.fact("t:" + self.repo)["tags"]
