@@ -31,13 +31,16 @@
 static const uint64_t UNKNOWN_SIZE_MAX = (uint64_t)16 << 30;
 /* Open files of the cache that nobody reads just now: kept to spare the open, bounded for the sake of descriptors. */
 static const unsigned IDLE_OPEN_MAX = 256;
+/* Complete spool files that wait for a further reader (proxy.spool_keep): together no more than this. */
+static const uint64_t LINGER_BYTES_MAX = (uint64_t)1 << 30;
+static const unsigned LINGER_FILES_MAX = 256;
 /* One turn of re-hashing a file of an earlier run; other jobs come in between. */
 static const size_t VERIFY_SLICE = (size_t)4 << 20;
 static const size_t READ_CHUNK = (size_t)256 << 10;
 /* What arrives in one round of the loop (curl reads 128 KiB and hands it on by 16) goes to the file in one write. */
 static const size_t GATHER = (size_t)128 << 10;
 /* How often an unusable cache directory is tried again. */
-static const time_t CACHE_RETRY_S = 5;
+static const uint64_t CACHE_RETRY_MS = 5000;
 /* Wait before a broken transfer is asked for again; doubled each time. */
 static const uint64_t RESUME_WAIT_MS = 100;
 static const size_t FLIGHT_BUCKETS = 1024;
@@ -116,6 +119,9 @@ struct blob {
     LIST_ENTRY(blob) flight_link;
     TAILQ_ENTRY(blob) idle_link;
     bool is_idle;
+    TAILQ_ENTRY(blob) linger_link;
+    bool is_lingering;  /* complete, in the table, nobody reads it */
+    uint64_t linger_until_ms;
     bool is_committing; /* a helper makes it a file of the cache */
 
     enum err err;
@@ -185,6 +191,9 @@ struct blobs {
     TAILQ_HEAD(lru_list, cached) lru;
     TAILQ_HEAD(idle_list, blob) idle; /* first: read last */
     unsigned n_idle;
+    TAILQ_HEAD(, blob) lingering; /* first: goes first */
+    unsigned n_lingering;
+    uint64_t lingering_bytes, linger_ms;
     uint64_t reserved;
     uint64_t next_name;
     int cache_fd; /* the directory, locked; -1 not usable now. Set once, by the slow helper */
@@ -414,14 +423,62 @@ static struct blob *flight_find(struct blobs *b, const struct blob_key *k)
     return NULL;
 }
 
+static void linger_remove(struct blob *o)
+{
+    struct blobs *b = o->blobs;
+
+    if (!o->is_lingering)
+        return;
+    o->is_lingering = false;
+    TAILQ_REMOVE(&b->lingering, o, linger_link);
+    b->n_lingering--;
+    b->lingering_bytes -= o->size;
+    b->stats.in_flight++;
+}
+
 static void flight_remove(struct blob *o)
 {
     if (!o->in_flights)
         return;
+    linger_remove(o);
     o->in_flights = false;
     o->blobs->stats.in_flight--;
     LIST_REMOVE(o, flight_link);
     blob_unref(o);
+}
+
+/* Complete, not to be cached, and its last reader has left: the next one may be a moment away. The caller holds a ref. */
+static void flight_linger(struct blob *o)
+{
+    struct blobs *b = o->blobs;
+
+    if (b->linger_ms == 0 || o->size > LINGER_BYTES_MAX || !o->in_flights) {
+        flight_remove(o);
+        return;
+    }
+    while (b->n_lingering == LINGER_FILES_MAX || b->lingering_bytes > LINGER_BYTES_MAX - o->size)
+        flight_remove(TAILQ_FIRST(&b->lingering));
+    o->is_lingering = true;
+    o->linger_until_ms = clock_mono_ms() + b->linger_ms;
+    TAILQ_INSERT_TAIL(&b->lingering, o, linger_link);
+    b->lingering_bytes += o->size;
+    b->stats.in_flight--;
+    if (b->n_lingering++ == 0)
+        pthread_cond_signal(&b->quick.wake);
+}
+
+/* quick: those whose time is up go; how long until the next, UINT64_MAX without one. */
+static uint64_t linger_expire(struct blobs *b)
+{
+    struct blob *o;
+    uint64_t now = clock_mono_ms();
+
+    while ((o = TAILQ_FIRST(&b->lingering)) != NULL) {
+        if (o->linger_until_ms > now)
+            return o->linger_until_ms - now;
+        flight_remove(o);
+    }
+    return UINT64_MAX;
 }
 
 /* The blob comes to an end that is no success. The caller holds a ref. */
@@ -724,7 +781,7 @@ static void fill_complete(struct blob *o)
             o->is_committing = true;
             job_put(&b->slow, JOB_COMMIT, o, -1, NULL);
         } else if (o->n_readers == 0) {
-            flight_remove(o);
+            flight_linger(o);
         }
     }
     unlock(b);
@@ -1232,7 +1289,7 @@ static void job_commit(struct blobs *b, struct blob *o)
         idle_put(o);
         flight_remove(o);
     } else if (o->n_readers == 0) {
-        flight_remove(o);
+        flight_linger(o);
     }
     unlock(b);
 }
@@ -1395,10 +1452,18 @@ static void *helper_main(void *arg)
         }
         if (b->stop)
             break;
-        if (h->keeps_cache && b->cache_fd < 0) {
+        uint64_t wait_ms = h == &b->quick ? linger_expire(b) : h->keeps_cache && b->cache_fd < 0 ? CACHE_RETRY_MS : UINT64_MAX;
+        if (!TAILQ_EMPTY(&h->jobs))
+            continue; /* files to close */
+        if (wait_ms != UINT64_MAX) {
             struct timespec until;
             clock_gettime(CLOCK_MONOTONIC, &until);
-            until.tv_sec += CACHE_RETRY_S;
+            until.tv_sec += (time_t)(wait_ms / 1000);
+            until.tv_nsec += (long)(wait_ms % 1000) * 1000000;
+            if (until.tv_nsec >= 1000000000) {
+                until.tv_sec++;
+                until.tv_nsec -= 1000000000;
+            }
             pthread_cond_timedwait(&h->wake, &b->lock, &until);
         } else {
             pthread_cond_wait(&h->wake, &b->lock);
@@ -1471,6 +1536,7 @@ static struct blob_reader *reader_new(struct blob *o, struct side *s, blob_chang
     LIST_INSERT_HEAD(&p->readers, r, link);
     o->n_readers++;
     idle_remove(o);
+    linger_remove(o);
     return r;
 }
 
@@ -1616,7 +1682,7 @@ void blob_leave(struct blob_reader **pr)
         } else if (o->cached != NULL && o->state == BLOB_DONE) {
             idle_put(o);
         } else if (o->state == BLOB_DONE && !o->is_committing) {
-            flight_remove(o); /* a spool lives as long as its readers */
+            flight_linger(o);
         }
     }
     if (LIST_EMPTY(&p->readers) && !p->is_walked)
@@ -1648,6 +1714,8 @@ struct blobs *blobs_new(const struct config *cfg, struct error *reterr)
     b->index = mem_calloc(b->n_index_buckets, sizeof b->index[0]);
     TAILQ_INIT(&b->lru);
     TAILQ_INIT(&b->idle);
+    TAILQ_INIT(&b->lingering);
+    b->linger_ms = cfg->proxy.spool_keep_ms;
     pthread_mutex_init(&b->lock, NULL);
     helper_start(b, &b->quick, false);
     helper_start(b, &b->slow, cfg->proxy.blob_cache.path != NULL && cfg->proxy.blob_cache.path[0] != 0);

@@ -1,6 +1,7 @@
 /* Blobs in flight and on disk, process-wide: one upstream transfer for a cold blob however many ask (in whichever worker), every reader
  * reads from the file behind it; the last 64 KiB are withheld until the digest matched. With proxy.blob_cache.path a complete,
- * verified file stays (bounded, least recently used goes first); without, the spool file is unlinked from its birth.
+ * verified file stays (bounded, least recently used goes first); without, the spool file is unlinked from its birth and outlives its
+ * last reader by proxy.spool_keep.
  * Knows nothing of rights: who may read was decided before. */
 #ifndef PROXY_BLOBS_H
 #define PROXY_BLOBS_H

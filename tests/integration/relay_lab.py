@@ -271,9 +271,9 @@ class Lab:
         r = f"Range: {range_}\r\n" if range_ is not None else ""
         sock.sendall(f"{method} /v2/{repository}/blobs/{digest}{q} HTTP/1.1\r\nHost: x\r\n{r}\r\n".encode())
 
-    def get(self, digest, hint=None, worker=0, method="GET", range_=None, keep=True):
+    def get(self, digest, hint=None, worker=0, method="GET", range_=None, keep=True, repository="acme/app"):
         with self.connect(worker) as s:
-            self.send(s, digest, hint, method, range_)
+            self.send(s, digest, hint, method, range_, repository)
             return Answer(s, method, keep)
 
     def stats(self, worker=-1):

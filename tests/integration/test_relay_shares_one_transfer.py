@@ -1,4 +1,5 @@
 """However many ask for a cold blob, in whichever worker: one upstream transfer (DESIGN 7, "200 clients, one cold blob")."""
+import os
 import threading
 
 from relay_lab import Answer, Lab, digest_of, make, wait_for
@@ -107,3 +108,29 @@ def test_sha512():
         blob = lab.upstream.add(data, digest_of(data, "sha512"))
         got = lab.get(blob.digest, len(data))
         assert got.complete and bytes(got.data) == data
+
+
+def test_complete_spool_waits_for_a_further_reader():
+    with Lab(spool_keep_ms=1500) as lab:
+        big, small = lab.upstream.add(make(3 << 20)), lab.upstream.add(make(2000))
+        for b in (big, small):
+            for worker in (0, 1, 0):
+                got = lab.get(b.digest, len(b.data), worker=worker)
+                assert got.complete and bytes(got.data) == b.data
+            assert bytes(lab.get(b.digest, len(b.data), range_="bytes=5-").data) == b.data[5:]
+            assert len(lab.upstream.gets(b.digest)) == 1
+        lab.get(big.digest, len(big.data), repository="acme/elsewhere")
+        assert len(lab.upstream.gets(big.digest)) == 2  # presence elsewhere proves nothing here
+        wait_for("the files to be closed", lambda: not [f for f in os.listdir(f"/proc/{lab.p.pid}/fd")
+                                                        if "deleted" in os.readlink(f"/proc/{lab.p.pid}/fd/{f}")])
+        lab.get(small.digest, len(small.data))
+        assert len(lab.upstream.gets(small.digest)) == 2
+
+
+def test_no_spool_waits_when_told_so():
+    with Lab() as lab:
+        b = lab.upstream.add(make(300000))
+        for n in (1, 2):
+            lab.get(b.digest, 300000)
+            lab.quiet()
+            assert len(lab.upstream.gets()) == n

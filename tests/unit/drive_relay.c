@@ -305,6 +305,8 @@ int main(int argc, char **argv)
             c->limits.streams_per_worker = number(v);
         else if (strcmp(k, "--retries") == 0)
             c->limits.upstream_retries = number(v);
+        else if (strcmp(k, "--spool-keep-ms") == 0)
+            c->proxy.spool_keep_ms = number(v);
         else if (strcmp(k, "--max-duration-ms") == 0)
             c->limits.blob_max_duration_ms = number(v);
         else if (strcmp(k, "--min-rate") == 0)
