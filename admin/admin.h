@@ -16,10 +16,10 @@ struct http;
 struct admin {
     struct config *cfg;
     struct keyring *keys;
-    struct loop *loop;   /* the main thread's: edges and timers; other threads only loop_post() to it */
-    struct db *writer;   /* the one writing connection */
-    struct db *reader;   /* GET requests; a read-only connection */
-    struct db *slow;     /* requests that wait for a network (upstream test, sync); a read-only connection */
+    struct loop *loop; /* the main thread's: edges and timers; other threads only loop_post() to it */
+    struct db *writer; /* the one writing connection */
+    struct db *reader; /* GET requests; a read-only connection */
+    struct db *slow;   /* requests that wait for a network (upstream test, sync); a read-only connection */
     struct projector *projector;
     struct events *events;
     struct sync *sync;

@@ -46,14 +46,19 @@ enum err api_not_found(struct api *rq, const char *what)
 
 /* ---- ETag ------------------------------------------------------------------------------------------------------------ */
 
-void api_set_etag(struct api *rq, struct jv *obj, int64_t rev)
+void api_set_etag(struct api *rq, int64_t rev)
 {
     struct strbuf b = {0};
     sb_addf(&b, "%lld", (long long)rev);
     mem_free(rq->etag);
     rq->etag = sb_take(&b);
-    if (obj)
-        jv_set_c(obj, "etag", rq->etag);
+}
+
+void api_print_etag(struct jv *obj, int64_t rev)
+{
+    char text[24];
+    snprintf(text, sizeof text, "%lld", (long long)rev);
+    jv_set_c(obj, "etag", text);
 }
 
 enum err api_check_etag(struct api *rq, int64_t rev)
@@ -201,6 +206,20 @@ void api_set_json(struct jv *obj, const char *key, struct str text)
 bool api_has(const struct api *rq, const char *name)
 {
     return jv_type(jv_get(rq->in, name)) != JV_NONE;
+}
+
+struct str api_in_text(const struct api *rq, const char *name)
+{
+    struct str s = jv_get_str(rq->in, name);
+    return api_has(rq, name) && !s.p ? S("") : s;
+}
+
+struct str api_in_json(const struct api *rq, const char *name, struct strbuf *b)
+{
+    if (!api_has(rq, name))
+        return (struct str){NULL, 0};
+    jv_dump(jv_get(rq->in, name), b);
+    return sb_str(b);
 }
 
 typedef enum err time_parse(struct str s, const char *zone, int64_t *ret_s, struct error *reterr);

@@ -26,10 +26,10 @@ enum role {
 /* ---- schemas: check requests, and describe requests and answers in the OpenAPI document --------------------------------- */
 
 enum field_type {
-    FIELD_STRING,  /* 1..max characters of valid UTF-8 without control bytes; 0 allowed with FIELD_EMPTY */
-    FIELD_TEXT,    /* as string, line feeds and tabs allowed */
-    FIELD_SECRET,  /* as string; never in an answer, the log or the audit */
-    FIELD_INT,     /* min..max */
+    FIELD_STRING, /* 1..max characters of valid UTF-8 without control bytes; 0 allowed with FIELD_EMPTY */
+    FIELD_TEXT,   /* as string, line feeds and tabs allowed */
+    FIELD_SECRET, /* as string; never in an answer, the log or the audit */
+    FIELD_INT,    /* min..max */
     FIELD_BOOL,
     FIELD_TIME,    /* RFC 3339 instant or date, or null */
     FIELD_MAP,     /* JSON object, free content */
@@ -38,15 +38,15 @@ enum field_type {
     FIELD_LIST,    /* array of objects of `sub`, at most `max` */
 };
 #define FIELD_REQUIRED 1u
-#define FIELD_NULL 2u     /* null allowed (FIELD_TIME always allows it) */
-#define FIELD_EMPTY 4u    /* "" allowed */
+#define FIELD_NULL     2u /* null allowed (FIELD_TIME always allows it) */
+#define FIELD_EMPTY    4u /* "" allowed */
 #define FIELD_OPTIONAL 8u /* answers: may be absent */
 struct field {
     const char *name; /* NULL ends the list */
     enum field_type type;
     unsigned flags;
-    int64_t min, max;         /* 0, 0: 1..200 characters, 0..2^53 for numbers, 100 items */
-    const char *one_of;       /* "a|b|c" or NULL */
+    int64_t min, max;   /* 0, 0: 1..200 characters, 0..2^53 for numbers, 100 items */
+    const char *one_of; /* "a|b|c" or NULL */
     const struct field *sub;
     const char *about;
 };
@@ -77,19 +77,19 @@ struct api {
 
     /* the request */
     enum head_method method;
-    char *path, *query;                    /* query: raw, without '?' */
-    struct str params[API_MAX_PARAMS];     /* values of {…} in the path, in order; grammar [A-Za-z0-9._:@+-]{1,300} */
-    struct jv *in;                         /* checked body; NULL without one */
+    char *path, *query;                /* query: raw, without '?' */
+    struct str params[API_MAX_PARAMS]; /* values of {…} in the path, in order; grammar [A-Za-z0-9._:@+-]{1,300} */
+    struct jv *in;                     /* checked body; NULL without one */
     char *authorization, *if_match, *idempotency_key, *content_type;
     struct str body;
 
     /* the answer: out, or (with a content type) raw */
-    int status;        /* 0: by method: 201 for a POST that set location, else 200, 204 without out */
+    int status; /* 0: by method: 201 for a POST that set location, else 200, 204 without out */
     struct jv *out;
     struct strbuf raw;
     const char *raw_type;
-    char *location;    /* of a created object */
-    char *etag;        /* bare, without quotes */
+    char *location; /* of a created object */
+    char *etag;     /* bare, without quotes */
     unsigned retry_after_s;
 
     /* a refusal: set by api_fail() */
@@ -105,11 +105,11 @@ struct api {
 
 typedef enum err api_fn(struct api *rq);
 
-#define ROUTE_SLOW 1u    /* waits for a network: runs in the slow thread on a read-only store, outside a transaction */
-#define ROUTE_LIST 2u    /* takes limit and cursor; answers {"items","next_cursor"} of the answer schema */
-#define ROUTE_ACTION 4u  /* POST that answers 200 */
+#define ROUTE_SLOW     1u /* waits for a network: runs in the slow thread on a read-only store, outside a transaction */
+#define ROUTE_LIST     2u /* takes limit and cursor; answers {"items","next_cursor"} of the answer schema */
+#define ROUTE_ACTION   4u /* POST that answers 200 */
 #define ROUTE_NO_AUDIT 8u
-#define ROUTE_PLAIN 16u  /* answer is no JSON object of a schema */
+#define ROUTE_PLAIN    16u /* answer is no JSON object of a schema */
 struct query_param {
     const char *name; /* NULL ends the list */
     const char *about;
@@ -120,10 +120,10 @@ struct route {
     api_fn *run;
     enum role role;
     unsigned flags;
-    const struct schema *request;      /* NULL: no body */
-    const struct schema *answer;       /* NULL: 204 */
-    const struct query_param *params;  /* beyond limit and cursor; unknown ones are refused */
-    const char *action;                /* of the audit row and operationId: "customer.create" */
+    const struct schema *request;     /* NULL: no body */
+    const struct schema *answer;      /* NULL: 204 */
+    const struct query_param *params; /* beyond limit and cursor; unknown ones are refused */
+    const char *action;               /* of the audit row and operationId: "customer.create" */
     const char *about;
 };
 /* Each api_*.c and portal.c has one table, ended by a row without path; routes.c lists the tables. */
@@ -150,7 +150,7 @@ enum err api_query_time(struct api *rq, const char *name, int64_t *ret) MUST_USE
 
 /* Paging. A list is ordered by (key, id) ascending, or descending for logs. */
 struct page {
-    int limit;              /* 1..1000, default 100; fetch limit + 1 rows */
+    int limit; /* 1..1000, default 100; fetch limit + 1 rows */
     bool has_cursor;
     int64_t after_key;
     char after_id[64];
@@ -168,6 +168,10 @@ void api_set_json(struct jv *obj, const char *key, struct str text);
 
 /* A member of the body is there (also as null). */
 bool api_has(const struct api *rq, const char *name);
+/* For "x=COALESCE(?,x)": the member's text, "" for null, {NULL,0} when it is absent. */
+struct str api_in_text(const struct api *rq, const char *name);
+/* The same for a member that is stored as JSON, printed into b. */
+struct str api_in_json(const struct api *rq, const char *name, struct strbuf *b);
 /* Times of an object of the body; field names the member in a refusal. *ret is 0 for null, and untouched when the member is absent. */
 enum err api_time_start(struct api *rq, const struct jv *obj, const char *name, const char *field, int64_t *ret) MUST_USE;
 enum err api_time_end(struct api *rq, const struct jv *obj, const char *name, const char *field, int64_t *ret) MUST_USE;
@@ -177,7 +181,9 @@ enum err api_check_body(struct api *rq, const struct jv *doc, const struct schem
 /* Sets the audit's object and, for a created one, rq->location as well: path "/api/v1/customers/" and the id. */
 void api_audit_object(struct api *rq, const char *id);
 void api_created(struct api *rq, const char *path, const char *id);
-void api_set_etag(struct api *rq, struct jv *obj, int64_t rev);
+void api_set_etag(struct api *rq, int64_t rev);
+/* The member "etag" of an object in an answer. */
+void api_print_etag(struct jv *obj, int64_t rev);
 /* A slug: lower-case letters and digits, single '.', '_', '-' between them, at most 64. */
 bool api_slug_valid(struct str s);
 /* A slug out of a name, "customer" when nothing of it can be used. */

@@ -166,7 +166,6 @@ static enum err repository_load(struct api *rq, struct str application_id, struc
 static struct jv *application_print(const struct store_stmt *st)
 {
     struct jv *v = jv_object();
-    struct strbuf etag = {0};
     jv_set_str(v, "id", store_col_str(st, 0));
     jv_set_str(v, "slug", store_col_str(st, 1));
     jv_set_str(v, "name", store_col_str(st, 2));
@@ -174,9 +173,7 @@ static struct jv *application_print(const struct store_stmt *st)
     api_set_json(v, "metadata", store_col_str(st, 4));
     jv_set_time(v, "created_at", store_col_int(st, 5));
     jv_set_time(v, "updated_at", store_col_int(st, 6));
-    sb_addf(&etag, "%lld", (long long)store_col_int(st, 7));
-    jv_set_str(v, "etag", sb_str(&etag));
-    sb_free(&etag);
+    api_print_etag(v, store_col_int(st, 7));
     return v;
 }
 
@@ -213,7 +210,7 @@ static enum err application_answer(struct api *rq, struct str id)
     int64_t rev;
     enum err err = application_load(rq, id, &rq->out, &rev);
     if (!err)
-        api_set_etag(rq, NULL, rev);
+        api_set_etag(rq, rev);
     return err;
 }
 
@@ -576,7 +573,6 @@ static enum err application_delete(struct api *rq)
 static struct jv *version_print(const struct store_stmt *st)
 {
     struct jv *v = jv_object();
-    struct strbuf etag = {0};
     jv_set_str(v, "id", store_col_str(st, 0));
     jv_set_str(v, "version", store_col_str(st, 1));
     jv_set_time(v, "released_at", store_col_int(st, 2) ? store_col_int(st, 2) : store_col_int(st, 6));
@@ -586,9 +582,7 @@ static struct jv *version_print(const struct store_stmt *st)
     jv_set_time(v, "first_seen_at", store_col_int(st, 6));
     jv_set_time(v, "created_at", store_col_int(st, 7));
     jv_set_time(v, "updated_at", store_col_int(st, 8));
-    sb_addf(&etag, "%lld", (long long)store_col_int(st, 9));
-    jv_set_str(v, "etag", sb_str(&etag));
-    sb_free(&etag);
+    api_print_etag(v, store_col_int(st, 9));
     return v;
 }
 
@@ -726,7 +720,7 @@ static enum err version_get(struct api *rq)
     if (!err && !found)
         err = api_not_found(rq, "version");
     if (!err)
-        api_set_etag(rq, NULL, rev);
+        api_set_etag(rq, rev);
     return err;
 }
 
@@ -811,7 +805,7 @@ static enum err version_put(struct api *rq)
     if (!err)
         err = version_load(rq, rq->params[0], rq->params[1], &rq->out, &rev, &found);
     if (!err) {
-        api_set_etag(rq, NULL, rev);
+        api_set_etag(rq, rev);
         rq->after = jv_copy(rq->out);
         api_audit_object(rq, id.p);
     }

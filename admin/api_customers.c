@@ -87,7 +87,6 @@ static const struct schema CREDENTIAL_ROTATE = {"CredentialRotate", CREDENTIAL_R
 static struct jv *customer_print(const struct store_stmt *st)
 {
     struct jv *v = jv_object();
-    struct strbuf etag = {0};
     jv_set_str(v, "id", store_col_str(st, 0));
     jv_set_str(v, "slug", store_col_str(st, 1));
     jv_set_str(v, "name", store_col_str(st, 2));
@@ -97,9 +96,7 @@ static struct jv *customer_print(const struct store_stmt *st)
     jv_set_bool(v, "disabled", store_col_int(st, 6) != 0);
     jv_set_time(v, "created_at", store_col_int(st, 7));
     jv_set_time(v, "updated_at", store_col_int(st, 8));
-    sb_addf(&etag, "%lld", (long long)store_col_int(st, 9));
-    jv_set_str(v, "etag", sb_str(&etag));
-    sb_free(&etag);
+    api_print_etag(v, store_col_int(st, 9));
     return v;
 }
 
@@ -127,7 +124,7 @@ static enum err customer_answer(struct api *rq, struct str id)
     int64_t rev;
     enum err err = customer_load(rq, id, &rq->out, &rev);
     if (!err)
-        api_set_etag(rq, NULL, rev);
+        api_set_etag(rq, rev);
     return err;
 }
 
@@ -242,11 +239,6 @@ out:
     return err;
 }
 
-static struct str in_text(struct api *rq, const char *name)
-{
-    return api_has(rq, name) && !jv_get_str(rq->in, name).p ? S("") : jv_get_str(rq->in, name);
-}
-
 static enum err customer_update(struct api *rq)
 {
     int64_t rev;
@@ -264,7 +256,7 @@ static enum err customer_update(struct api *rq)
     err = store_exec(rq->store, NULL, &rq->error,
                      "UPDATE customers SET name=COALESCE(?,name), email=COALESCE(?,email), external_id=COALESCE(?,external_id),"
                      " metadata=COALESCE(?,metadata), disabled=?, updated_at=?, rev=rev+1 WHERE id=?",
-                     "ssssbis", jv_get_str(rq->in, "name"), in_text(rq, "email"), in_text(rq, "external_id"),
+                     "ssssbis", jv_get_str(rq->in, "name"), api_in_text(rq, "email"), api_in_text(rq, "external_id"),
                      metadata.n ? sb_str(&metadata) : (struct str){NULL, 0}, disabled, rq->now_s, rq->params[0]);
     if (!err)
         err = outbox_put_kind(rq->store, 'c', rq->params[0], true, &rq->error);

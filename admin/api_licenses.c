@@ -246,7 +246,6 @@ enum {
 static struct jv *license_print(const struct store_stmt *st, int64_t now_s)
 {
     struct jv *v = jv_object();
-    struct strbuf etag = {0};
     struct license_terms terms = {.starts_at_s = store_col_int(st, COL_STARTS),
                                   .expires_at_s = store_col_int(st, COL_EXPIRES),
                                   .grace_days = store_col_int(st, COL_GRACE)};
@@ -284,9 +283,7 @@ static struct jv *license_print(const struct store_stmt *st, int64_t now_s)
     jv_set_time(v, "created_at", store_col_int(st, COL_CREATED));
     jv_set_time(v, "updated_at", store_col_int(st, COL_UPDATED));
     jv_set_time(v, "archived_at", store_col_int(st, COL_ARCHIVED));
-    sb_addf(&etag, "%lld", (long long)store_col_int(st, COL_REV));
-    jv_set_str(v, "etag", sb_str(&etag));
-    sb_free(&etag);
+    api_print_etag(v, store_col_int(st, COL_REV));
     return v;
 }
 
@@ -357,7 +354,7 @@ static enum err license_load(struct api *rq, struct str id, struct jv **ret, str
             r->application_id = str_dup(store_col_str(st, COL_APPLICATION));
             r->key_hash = str_dup(store_col_str(st, COL_KEY_HASH));
         }
-        api_set_etag(rq, NULL, store_col_int(st, COL_REV));
+        api_set_etag(rq, store_col_int(st, COL_REV));
     }
     store_done(&st);
     if (!err)
@@ -695,19 +692,6 @@ static enum err license_times(struct api *rq, struct row *r)
     return err ? err : license_check_window(rq, r);
 }
 
-static struct str in_text(struct api *rq, const char *name)
-{
-    return api_has(rq, name) && !jv_get_str(rq->in, name).p ? S("") : jv_get_str(rq->in, name);
-}
-
-static struct str in_json(struct api *rq, const char *name, struct strbuf *b)
-{
-    if (!api_has(rq, name))
-        return (struct str){NULL, 0};
-    jv_dump(jv_get(rq->in, name), b);
-    return sb_str(b);
-}
-
 /* A key that nobody has, its hash, and what may be shown of it later. */
 static void key_make(struct api *rq, char key[CREDENTIAL_TEXT_MAX], char hash[CREDENTIAL_HASH_MAX])
 {
@@ -731,7 +715,7 @@ static enum err license_create(struct api *rq)
         return err;
 
     struct str status = jv_get_str(rq->in, "status"), type = jv_get_str(rq->in, "type"), on_expiry = jv_get_str(rq->in, "on_expiry");
-    struct str cidrs_text = in_json(rq, "allowed_cidrs", &cidrs), metadata_text = in_json(rq, "metadata", &metadata);
+    struct str cidrs_text = api_in_json(rq, "allowed_cidrs", &cidrs), metadata_text = api_in_json(rq, "metadata", &metadata);
     id_new("lic_", r.id);
     r.customer_id = str_dup(jv_get_str(rq->in, "customer_id"));
     r.application_id = str_dup(jv_get_str(rq->in, "application_id"));
@@ -792,9 +776,9 @@ static enum err license_update(struct api *rq)
         " upstream_credential_id=COALESCE(?,upstream_credential_id), metadata=COALESCE(?,metadata), environment=COALESCE(?,environment),"
         " order_number=COALESCE(?,order_number), external_id=COALESCE(?,external_id), updated_at=?, rev=rev+1 WHERE id=?",
         "ssiiiissssssssiz", jv_get_str(rq->in, "name"), jv_get_str(rq->in, "type"), r.starts_at, r.expires_at,
-        jv_get_int(rq->in, "grace_days", r.grace_days), r.updates_until, jv_get_str(rq->in, "on_expiry"), in_text(rq, "period"),
-        in_json(rq, "allowed_cidrs", &cidrs), in_text(rq, "upstream_credential_id"), in_json(rq, "metadata", &metadata),
-        in_text(rq, "environment"), in_text(rq, "order_number"), in_text(rq, "external_id"), rq->now_s, r.id);
+        jv_get_int(rq->in, "grace_days", r.grace_days), r.updates_until, jv_get_str(rq->in, "on_expiry"), api_in_text(rq, "period"),
+        api_in_json(rq, "allowed_cidrs", &cidrs), api_in_text(rq, "upstream_credential_id"), api_in_json(rq, "metadata", &metadata),
+        api_in_text(rq, "environment"), api_in_text(rq, "order_number"), api_in_text(rq, "external_id"), rq->now_s, r.id);
     if (!err)
         err = history_put(rq, &r, "license.updated", r.status, (struct str){NULL, 0}, rq->in);
     if (!err)

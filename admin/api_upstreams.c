@@ -95,10 +95,7 @@ static struct jv *upstream_print(const struct store_stmt *st)
     jv_set_str(v, "realm", store_col_str(st, 8));
     jv_set_time(v, "created_at", store_col_int(st, 9));
     jv_set_time(v, "updated_at", store_col_int(st, 10));
-    struct strbuf etag = {0};
-    sb_addf(&etag, "%lld", (long long)store_col_int(st, 11));
-    jv_set_str(v, "etag", sb_str(&etag));
-    sb_free(&etag);
+    api_print_etag(v, store_col_int(st, 11));
     return v;
 }
 
@@ -125,7 +122,7 @@ static enum err upstream_answer(struct api *rq, struct str id)
     int64_t rev;
     enum err err = upstream_load(rq, id, &rq->out, &rev);
     if (!err)
-        api_set_etag(rq, NULL, rev);
+        api_set_etag(rq, rev);
     return err;
 }
 
@@ -225,12 +222,6 @@ static enum err upstream_seal(struct api *rq, const char *id, struct strbuf *ret
     return err;
 }
 
-/* Text of the member, "" for null, {NULL,0} when absent: COALESCE keeps what stands. */
-static struct str in_text(struct api *rq, const char *name)
-{
-    return api_has(rq, name) && !jv_get_str(rq->in, name).p ? S("") : jv_get_str(rq->in, name);
-}
-
 /* The url without slashes at its end. */
 static struct str in_url(struct api *rq)
 {
@@ -260,9 +251,9 @@ static enum err upstream_create(struct api *rq)
                      "INSERT INTO upstreams (id, vendor_id, name, url, username, password_sealed, ca, redirects, redirect_hosts, realm, "
                      "created_at, updated_at)"
                      " VALUES (?,?,?,?,COALESCE(?,''),?,COALESCE(?,''),?,?,COALESCE(?,''),?,?)",
-                     "zzssssssssii", id, rq->vendor_id, jv_get_str(rq->in, "name"), in_url(rq), in_text(rq, "username"), sb_str(&sealed),
-                     in_text(rq, "ca"), redirects.p ? redirects : S("follow"), hosts.n ? sb_str(&hosts) : S("[]"), in_text(rq, "realm"),
-                     rq->now_s, rq->now_s);
+                     "zzssssssssii", id, rq->vendor_id, jv_get_str(rq->in, "name"), in_url(rq), api_in_text(rq, "username"),
+                     sb_str(&sealed), api_in_text(rq, "ca"), redirects.p ? redirects : S("follow"), hosts.n ? sb_str(&hosts) : S("[]"),
+                     api_in_text(rq, "realm"), rq->now_s, rq->now_s);
     if (!err)
         err = outbox_put_kind(rq->store, 'u', str_c(id), true, &rq->error);
     if (!err)
@@ -298,9 +289,9 @@ static enum err upstream_update(struct api *rq)
                      "UPDATE upstreams SET name=COALESCE(?,name), url=COALESCE(?,url), username=COALESCE(?,username),"
                      " password_sealed=COALESCE(?,password_sealed), ca=COALESCE(?,ca), redirects=COALESCE(?,redirects),"
                      " redirect_hosts=COALESCE(?,redirect_hosts), realm=COALESCE(?,realm), updated_at=?, rev=rev+1 WHERE id=?",
-                     "ssssssssis", jv_get_str(rq->in, "name"), in_url(rq), in_text(rq, "username"),
-                     given ? sb_str(&sealed) : (struct str){NULL, 0}, in_text(rq, "ca"), jv_get_str(rq->in, "redirects"),
-                     hosts.n ? sb_str(&hosts) : (struct str){NULL, 0}, in_text(rq, "realm"), rq->now_s, rq->params[0]);
+                     "ssssssssis", jv_get_str(rq->in, "name"), in_url(rq), api_in_text(rq, "username"),
+                     given ? sb_str(&sealed) : (struct str){NULL, 0}, api_in_text(rq, "ca"), jv_get_str(rq->in, "redirects"),
+                     hosts.n ? sb_str(&hosts) : (struct str){NULL, 0}, api_in_text(rq, "realm"), rq->now_s, rq->params[0]);
     if (!err)
         err = outbox_put_kind(rq->store, 'u', rq->params[0], true, &rq->error);
     if (!err)

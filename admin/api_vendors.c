@@ -75,10 +75,7 @@ static struct jv *vendor_print(const struct store_stmt *st)
     jv_set_str(v, "support_contact", store_col_str(st, 5));
     jv_set_time(v, "created_at", store_col_int(st, 6));
     jv_set_time(v, "updated_at", store_col_int(st, 7));
-    struct strbuf etag = {0};
-    sb_addf(&etag, "%lld", (long long)store_col_int(st, 8));
-    jv_set_str(v, "etag", sb_str(&etag));
-    sb_free(&etag);
+    api_print_etag(v, store_col_int(st, 8));
     return v;
 }
 
@@ -107,7 +104,7 @@ static enum err vendor_answer(struct api *rq, struct str id)
     bool is_first;
     enum err err = vendor_load(rq, id, &rq->out, &rev, &is_first);
     if (!err)
-        api_set_etag(rq, NULL, rev);
+        api_set_etag(rq, rev);
     return err;
 }
 
@@ -163,7 +160,7 @@ static enum err vendor_update(struct api *rq)
                          " support_contact=COALESCE(?,support_contact), updated_at=?, rev=rev+1 WHERE id=?",
                          "ssssis", jv_get_str(rq->in, "name"), jv_get_str(rq->in, "time_zone"), jv_get_str(rq->in, "renew_url"),
                          jv_get_str(rq->in, "support_contact"), rq->now_s, rq->params[0]);
-    if (!err) /* renew_url and support_contact stand in every entitlement */
+    if (!err && (api_has(rq, "renew_url") || api_has(rq, "support_contact"))) /* they stand in every entitlement */
         err = outbox_put_customers_of_vendor(rq->store, rq->params[0], &rq->error);
     if (!err)
         err = vendor_answer(rq, rq->params[0]);

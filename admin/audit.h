@@ -14,7 +14,7 @@ struct jv;
 
 struct audit_record {
     const char *vendor_id, *actor, *address, *request_id, *action, *object;
-    const char *outcome;            /* "ok" or the problem's code */
+    const char *outcome;             /* "ok" or the problem's code */
     const struct jv *before, *after; /* NULL: none. Never with secrets */
 };
 enum err audit_put(struct store *s, const struct keyring *k, const struct audit_record *r, struct error *reterr) MUST_USE;

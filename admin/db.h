@@ -15,8 +15,8 @@ struct db_options {
     const char *url;
     const char *name; /* of the thread */
     bool read_only;
-    unsigned queue_max;              /* jobs that may wait; more is ERR_UNAVAILABLE at once */
-    void (*on_commit)(void *ctx);    /* after each commit that wrote an outbox row; in this thread; may be NULL */
+    unsigned queue_max;           /* jobs that may wait; more is ERR_UNAVAILABLE at once */
+    void (*on_commit)(void *ctx); /* after each commit that wrote an outbox row; in this thread; may be NULL */
     void *ctx;
 };
 /* The writer migrates the schema. The store is open when this returns. */

@@ -82,9 +82,9 @@ static const char MIGRATION_1[] =
     "CREATE TABLE manifests ("
     " repository_id TEXT NOT NULL REFERENCES repositories(id) ON DELETE CASCADE, digest TEXT NOT NULL,"
     " media_type TEXT NOT NULL, size INTEGER NOT NULL, artifact_type TEXT NOT NULL DEFAULT '',"
-    " platforms TEXT NOT NULL DEFAULT '',"              /* "linux/amd64,linux/arm64/v8" */
-    " total_bytes INTEGER NOT NULL DEFAULT 0,"          /* every node once */
-    " annotations TEXT NOT NULL DEFAULT ''," /* JSON object or '' */
+    " platforms TEXT NOT NULL DEFAULT '',"     /* "linux/amd64,linux/arm64/v8" */
+    " total_bytes INTEGER NOT NULL DEFAULT 0," /* every node once */
+    " annotations TEXT NOT NULL DEFAULT '',"   /* JSON object or '' */
     " built_at INTEGER NOT NULL, PRIMARY KEY (repository_id, digest)) WITHOUT ROWID;\n"
     "CREATE TABLE closure_nodes ("
     " repository_id TEXT NOT NULL, root_digest TEXT NOT NULL, kind TEXT NOT NULL CHECK (kind IN ('m','b')), digest TEXT NOT NULL,"
@@ -111,8 +111,8 @@ static const char MIGRATION_1[] =
     " starts_at INTEGER NOT NULL DEFAULT 0, expires_at INTEGER NOT NULL DEFAULT 0," /* expires_at exclusive */
     " grace_days INTEGER NOT NULL DEFAULT 0, updates_until INTEGER NOT NULL DEFAULT 0,"
     " on_expiry TEXT NOT NULL DEFAULT 'block' CHECK (on_expiry IN ('block','keep_released')),"
-    " period TEXT NOT NULL DEFAULT '',"           /* ISO 8601: P1M, P1Y */
-    " allowed_cidrs TEXT NOT NULL DEFAULT '[]',"  /* JSON array of strings */
+    " period TEXT NOT NULL DEFAULT '',"                 /* ISO 8601: P1M, P1Y */
+    " allowed_cidrs TEXT NOT NULL DEFAULT '[]',"        /* JSON array of strings */
     " upstream_credential_id TEXT NOT NULL DEFAULT ''," /* an upstream whose credentials replace the repository's own */
     " limits TEXT NOT NULL DEFAULT '{}', limit_action TEXT NOT NULL DEFAULT 'warn', quota_exceeded INTEGER NOT NULL DEFAULT 0,"
     " metadata TEXT NOT NULL DEFAULT '{}', environment TEXT NOT NULL DEFAULT '', order_number TEXT NOT NULL DEFAULT '',"
@@ -144,8 +144,8 @@ static const char MIGRATION_1[] =
     " value TEXT NOT NULL, include_prerelease INTEGER NOT NULL DEFAULT 0,"
     " not_before INTEGER NOT NULL DEFAULT 0, not_after INTEGER NOT NULL DEFAULT 0," /* not_after exclusive */
     " on_move TEXT NOT NULL DEFAULT 'follow' CHECK (on_move IN ('follow','pin')),"
-    " repositories TEXT NOT NULL DEFAULT '[]',"  /* JSON array of public names; empty: all of the application's */
-    " created_at INTEGER NOT NULL,"              /* granted_at of the entitlement */
+    " repositories TEXT NOT NULL DEFAULT '[]'," /* JSON array of public names; empty: all of the application's */
+    " created_at INTEGER NOT NULL,"             /* granted_at of the entitlement */
     " note TEXT NOT NULL DEFAULT '') WITHOUT ROWID;\n"
     "CREATE INDEX grants_license ON grants(license_id, created_at, id);\n"
     "CREATE INDEX grants_pin ON grants(license_id) WHERE on_move='pin';\n" /* asked at every sighting of a tag */
@@ -188,7 +188,7 @@ static const char MIGRATION_1[] =
     "CREATE TRIGGER audit_no_delete BEFORE DELETE ON audit BEGIN SELECT RAISE(ABORT, 'audit is append-only'); END;\n"
 
     "CREATE TABLE idempotency_keys ("
-    " token_id TEXT NOT NULL, key TEXT NOT NULL, request_hash TEXT NOT NULL," /* of method, path, body */
+    " token_id TEXT NOT NULL, key TEXT NOT NULL, request_hash TEXT NOT NULL,"                          /* of method, path, body */
     " status INTEGER NOT NULL, location TEXT NOT NULL, etag TEXT NOT NULL, body_sealed TEXT NOT NULL," /* may hold a secret shown once */
     " created_at INTEGER NOT NULL, PRIMARY KEY (token_id, key)) WITHOUT ROWID;\n"
     "CREATE INDEX idempotency_keys_age ON idempotency_keys(created_at);\n"

@@ -14,9 +14,10 @@
 #include "pullgate/log.h"
 #include "pullgate/mem.h"
 
-#define BOOTSTRAP_MIN  32  /* characters */
-#define BOOTSTRAP_MAX  512 /* as long a token as the API looks at */
-#define CLOCK_BEHIND_S 300 /* a clock this far behind the highest time seen is not trusted */
+#define BOOTSTRAP_MIN  32          /* characters */
+#define BOOTSTRAP_MAX  512         /* as long a token as the API looks at */
+#define OUTBOX_KEEP_S  (7 * 86400) /* outbox rows are kept this long, for people who look; fact_epochs holds what counts */
+#define CLOCK_BEHIND_S 300         /* a clock this far behind the highest time seen is not trusted */
 
 /* ---- the first vendor -------------------------------------------------------------------------------------------------- */
 
@@ -218,6 +219,16 @@ enum err start_check_clock(struct admin *a, bool *ret_bad, struct error *reterr)
     return err;
 }
 
+static enum err minute_write(struct store *s, void *arg, struct error *reterr)
+{
+    const struct clock_check *c = arg;
+    enum err err = clock_write(s, arg, reterr);
+    return err ? err
+               : store_exec(s, NULL, reterr,
+                            "DELETE FROM outbox WHERE id IN (SELECT id FROM outbox ORDER BY id LIMIT 10000) AND created_ms<?", "i",
+                            (c->now_s - OUTBOX_KEEP_S) * 1000);
+}
+
 static void clock_done(void *arg, enum err err)
 {
     struct clock_check *c = arg;
@@ -229,6 +240,6 @@ void start_watch_clock(struct admin *a, void (*done)(void *ctx, enum err err, bo
 {
     struct clock_check *c = NEW(struct clock_check);
     *c = (struct clock_check){.now_s = clock_now_s(), .done = done, .ctx = ctx};
-    if (db_post(a->writer, DB_TRANSACTION, clock_write, c, clock_done))
+    if (db_post(a->writer, DB_TRANSACTION, minute_write, c, clock_done))
         clock_done(c, ERR_UNAVAILABLE);
 }
