@@ -40,6 +40,21 @@ static enum next repository_known(struct exchange *ex, struct fact *fact, bool d
     return NEXT_STEP;
 }
 
+/* The customer's rate is spent: 429 at once. As many exchanges of it as may be are being decided: a storm of a cold cluster, which
+ * is over in a moment; those wait their turn as long as anything waits. Transfers do not count, limits.streams_per_worker bounds them. */
+static enum next too_many(struct exchange *ex, unsigned retry_after_s)
+{
+    struct strbuf fields = {0};
+
+    if (retry_after_s == 0 && exchange_wait_turn(ex))
+        return NEXT_WAIT;
+    sb_addf(&fields, "Retry-After: %u\r\n", retry_after_s > 0 ? retry_after_s : 1);
+    ex->reason = REASON_RATE_LIMITED;
+    enum next n = respond_oci_error(ex, 429, "TOOMANYREQUESTS", S("too many requests of this customer at once, try again"), END_RATE_LIMITED, fields.p);
+    sb_free(&fields);
+    return n;
+}
+
 static enum next customer_known(struct exchange *ex, struct fact *fact, bool degraded)
 {
     struct worker *w = ex->w;
@@ -57,15 +72,8 @@ static enum next customer_known(struct exchange *ex, struct fact *fact, bool deg
         return respond_oci_error(ex, 403, "DENIED", S("this customer account is disabled, contact the vendor"), END_DENIED, NULL);
     }
     if (!ex->in_flight) {
-        if (!guard_customer_begin(w->proxy->guard, id, &retry_after_s)) {
-            struct strbuf fields = {0};
-            sb_addf(&fields, "Retry-After: %u\r\n", retry_after_s);
-            ex->reason = REASON_RATE_LIMITED;
-            enum next n = respond_oci_error(ex, 429, "TOOMANYREQUESTS", S("too many requests of this customer at once, try again"), END_RATE_LIMITED,
-                                            fields.p);
-            sb_free(&fields);
-            return n;
-        }
+        if (!guard_customer_begin(w->proxy->guard, id, &retry_after_s))
+            return too_many(ex, retry_after_s);
         ex->in_flight = true;
     }
     if (ex->oci.kind == OCI_PING || ex->oci.kind == OCI_CATALOG) {

@@ -14,6 +14,7 @@
 #include "pullevent.h"
 
 #define HOLD_RETRY_MS 200 /* between tries of a step whose dependency could not tell */
+#define TURN_RETRY_MS 10  /* between tries of an exchange that waits for others of its customer */
 
 static const char *const end_texts[] = {
 #define X(name, text) [END_##name] = text,
@@ -197,6 +198,9 @@ static enum next blob_relay(struct exchange *ex)
     respond_common_fields(ex, &fields);
     ask.fields = sb_str(&fields);
     exchange_keep(ex);
+    if (ex->in_flight) /* decided: what follows is a transfer */
+        guard_customer_done(ex->w->proxy->guard, str_c(ex->credential->credential->customer_id));
+    ex->in_flight = false;
     ex->relay = relay_start(ex->w, &ask, on_relay_done, ex);
     sb_free(&fields);
     return NEXT_WAIT;
@@ -264,6 +268,34 @@ static void on_retry(void *ctx)
     exchange_run(EXCHANGE(ctx));
 }
 
+/* Facts may have moved meanwhile: it begins again from the head. */
+static void begin_again(struct exchange *ex, uint64_t after_ms)
+{
+    fact_unref(&ex->customer);
+    fact_unref(&ex->repository);
+    fact_unref(&ex->credential);
+    MEM_FREE(ex->kept);
+    ex->license_id = (struct str){NULL, 0};
+    ex->reason = REASON_UNKNOWN;
+    ex->status = 0;
+    ex->step = EX_ROUTE;
+    if (ex->retry == NULL)
+        ex->retry = timer_new(ex->w->loop, on_retry, ex);
+    timer_set(ex->retry, after_ms);
+}
+
+bool exchange_wait_turn(struct exchange *ex)
+{
+    uint64_t now = loop_now_ms(ex->w->loop);
+
+    if (ex->turn_until_ms == 0)
+        ex->turn_until_ms = now + ex->w->cfg->cache.hold_on_unknown_ms;
+    if (now + TURN_RETRY_MS >= ex->turn_until_ms)
+        return false;
+    begin_again(ex, TURN_RETRY_MS);
+    return true;
+}
+
 enum next exchange_hold_or_fail(struct exchange *ex, enum err err, unsigned retry_after_s, const char *detail)
 {
     static unsigned long long last_log;
@@ -274,18 +306,10 @@ enum next exchange_hold_or_fail(struct exchange *ex, enum err err, unsigned retr
     log_limited(&last_log, 1000, LOG_LEVEL_WARN, "request %s cannot be decided yet: %s%s%s", ex->id, err_text(err), detail != NULL ? ": " : "",
                 detail != NULL ? detail : "");
     if (now + HOLD_RETRY_MS < ex->hold_until_ms) {
-        /* Facts may have moved meanwhile: begin again from the head. */
-        fact_unref(&ex->customer);
-        fact_unref(&ex->repository);
-        fact_unref(&ex->credential);
-        MEM_FREE(ex->kept);
-        ex->license_id = (struct str){NULL, 0};
-        ex->reason = REASON_UNKNOWN;
-        ex->status = 0;
-        ex->step = EX_ROUTE;
-        if (ex->retry == NULL)
-            ex->retry = timer_new(ex->w->loop, on_retry, ex);
-        timer_set(ex->retry, HOLD_RETRY_MS);
+        if (ex->in_flight) /* another may be decided meanwhile */
+            guard_customer_done(ex->w->proxy->guard, str_c(ex->credential->credential->customer_id));
+        ex->in_flight = false;
+        begin_again(ex, HOLD_RETRY_MS);
         return NEXT_WAIT;
     }
     return respond_unavailable(ex, err, retry_after_s);
@@ -445,6 +469,7 @@ void exchange_end(struct exchange *ex, enum end cause)
 
 void exchange_free_spares(void)
 {
+    respond_free_scratch();
     while (free_exchanges != NULL) {
         struct exchange *ex = free_exchanges;
         free_exchanges = ex->next_free;

@@ -66,6 +66,7 @@ struct exchange {
     char id[EXCHANGE_REQUEST_ID_MAX];
     uint64_t start_us;
     uint64_t hold_until_ms; /* monotonic: a passing "cannot know" is tried again until then */
+    uint64_t turn_until_ms; /* monotonic: waits for others of its customer until then */
     struct oci_request oci;
 
     /* authn */
@@ -116,6 +117,9 @@ void exchange_end(struct exchange *ex, enum end cause);
 /* A dependency could not tell: try this step again in a moment while hold_until_ms allows (NEXT_WAIT), else 503 (NEXT_DONE). */
 enum next exchange_hold_or_fail(struct exchange *ex, enum err err, unsigned retry_after_s, const char *detail);
 
+/* Too busy for this one right now: true when it begins again in a moment, false when it has waited long enough. */
+bool exchange_wait_turn(struct exchange *ex);
+
 /* Steps. authn.c: */
 enum next authn_step(struct exchange *ex);
 struct authcache;
@@ -144,6 +148,7 @@ enum next respond_json(struct exchange *ex, int status, const char *content_type
 enum next respond_unavailable(struct exchange *ex, enum err err, unsigned retry_after_s);
 /* Fields that every registry answer carries, for relay as well. */
 void respond_common_fields(struct exchange *ex, struct strbuf *ret);
+void respond_free_scratch(void); /* at a worker's end, in its thread */
 void respond_refusal(void *ctx, int status, const char *reason, struct strbuf *fields, struct strbuf *body);
 
 #endif

@@ -62,10 +62,9 @@ struct guard {
 void guard_configure(struct guard *g, const struct config *cfg)
 {
     atomic_store(&g->per_address, cfg->limits.auth_failures_per_minute);
-    /* Never below what one address may: the limit by user name is for guesses that come from many addresses. */
-    atomic_store(&g->per_user, cfg->limits.auth_failures_per_credential > cfg->limits.auth_failures_per_minute
-                                   ? cfg->limits.auth_failures_per_credential
-                                   : cfg->limits.auth_failures_per_minute);
+    /* Never below what one address may: the limit by user name is for guesses that come from many addresses. 0: no such limit. */
+    uint64_t per_user = cfg->limits.auth_failures_per_credential, per_address = cfg->limits.auth_failures_per_minute;
+    atomic_store(&g->per_user, per_user == 0 || per_user > per_address ? per_user : per_address);
     atomic_store(&g->inflight, cfg->limits.inflight_per_customer);
     atomic_store(&g->per_second, cfg->limits.requests_per_customer);
 }
@@ -287,7 +286,7 @@ bool guard_customer_begin(struct guard *g, struct str customer_id, unsigned *ret
     uint64_t h = str_hash(customer_id), wait_ms = 1000;
     struct shard *s = &g->shards[h % SHARDS];
     struct customer **at, *c;
-    bool ok = true;
+    bool ok = true, too_many = false;
 
     pthread_mutex_lock(&s->lock);
     at = customer_at(s, h, customer_id);
@@ -306,7 +305,7 @@ bool guard_customer_begin(struct guard *g, struct str customer_id, unsigned *ret
     }
     c = *at;
     if (inflight && c->inflight >= inflight)
-        ok = false;
+        ok = !(too_many = true);
     else if (per_second)
         ok = bucket_take(&c->milli, &c->at_ms, clock_mono_ms(), per_second, 1000, &wait_ms);
     if (ok)
@@ -314,7 +313,7 @@ bool guard_customer_begin(struct guard *g, struct str customer_id, unsigned *ret
     pthread_mutex_unlock(&s->lock);
     if (!ok) {
         atomic_fetch_add_explicit(&g->customer_refused, 1, memory_order_relaxed);
-        *ret_retry_after_s = whole_seconds(wait_ms);
+        *ret_retry_after_s = too_many ? 0 : whole_seconds(wait_ms);
     }
     return ok;
 }

@@ -191,32 +191,38 @@ static void warning_fields(struct exchange *ex, struct strbuf *fields)
                 clock_date(l->terms.expires_at_s + l->terms.grace_days * 86400, (char[CLOCK_RFC3339_MAX]){0}));
 }
 
+static _Thread_local struct strbuf manifest_fields; /* of manifests, kept between answers: this is the hot path */
+
+void respond_free_scratch(void)
+{
+    sb_free(&manifest_fields);
+}
+
 enum next respond_manifest(struct exchange *ex)
 {
-    static _Thread_local struct strbuf fields; /* kept: this is the hot path */
     struct content_answer *a = &ex->answer;
     char digest[DIGEST_TEXT_MAX];
     struct str body = {NULL, 0};
     int64_t length = (int64_t)a->size;
 
     digest_text(&a->digest, digest);
-    sb_reset(&fields);
-    respond_common_fields(ex, &fields);
-    sb_add(&fields, S("Docker-Content-Digest: "));
-    sb_addc(&fields, digest);
-    sb_add(&fields, S("\r\nETag: \""));
-    sb_addc(&fields, digest);
-    sb_add(&fields, S("\"\r\nContent-Type: "));
-    sb_addc(&fields, media_type_text(a->media_type));
-    sb_add(&fields, S("\r\n"));
-    warning_fields(ex, &fields);
+    sb_reset(&manifest_fields);
+    respond_common_fields(ex, &manifest_fields);
+    sb_add(&manifest_fields, S("Docker-Content-Digest: "));
+    sb_addc(&manifest_fields, digest);
+    sb_add(&manifest_fields, S("\r\nETag: \""));
+    sb_addc(&manifest_fields, digest);
+    sb_add(&manifest_fields, S("\"\r\nContent-Type: "));
+    sb_addc(&manifest_fields, media_type_text(a->media_type));
+    sb_add(&manifest_fields, S("\r\n"));
+    warning_fields(ex, &manifest_fields);
     if (none_match_hits(head_get(ex->head, "if-none-match", NULL), digest))
-        return respond_send(ex, 304, S("Not Modified"), sb_str(&fields), S(""), -1, END_NOT_MODIFIED);
+        return respond_send(ex, 304, S("Not Modified"), sb_str(&manifest_fields), S(""), -1, END_NOT_MODIFIED);
     if (a->manifest != NULL) {
         body = (struct str){a->manifest->bytes, a->manifest->n};
         length = (int64_t)a->manifest->n;
     }
-    return respond_send(ex, 200, S("OK"), sb_str(&fields), body, length, END_OK);
+    return respond_send(ex, 200, S("OK"), sb_str(&manifest_fields), body, length, END_OK);
 }
 
 void respond_refusal(void *ctx, int status, const char *reason, struct strbuf *fields, struct strbuf *body)
