@@ -35,22 +35,23 @@ struct content_ask {
     const struct fact_credential *credential;
     const struct oci_request *request; /* MANIFEST, BLOB or REFERRERS */
     const uint8_t *client_addr;
-    bool degraded;     /* facts stand by grace: allow only what they allow, everything else is unknown */
-    bool want_bytes;   /* manifest GET; a HEAD needs digest, type and size only */
+    bool degraded;   /* facts stand by grace: allow only what they allow, everything else is unknown */
+    bool want_bytes; /* manifest GET; a HEAD needs digest, type and size only */
 };
 
 struct content_answer {
-    enum err err; /* OK: decision says ALLOW or DENY. UNAVAILABLE, UPSTREAM, TIMEOUT, NOT_FOUND (granted, but the upstream has no such tag) */
+    enum err
+        err; /* OK: decision says ALLOW or DENY. UNAVAILABLE, UPSTREAM, TIMEOUT, NOT_FOUND (granted, but the upstream has no such tag) */
     struct decision decision; /* its pointers live as long as ask->customer */
     char reason_version[64];
-    struct strbuf message;    /* of a denial, for the person; freed by content after cb */
-    struct digest digest;     /* ALLOW of a manifest: what is served; of a blob: as asked */
+    struct strbuf message; /* of a denial, for the person; freed by content after cb */
+    struct digest digest;  /* ALLOW of a manifest: what is served; of a blob: as asked */
     enum media_type media_type;
-    uint64_t size;            /* of the manifest, or of the blob as its manifest says (0 unknown) */
+    uint64_t size;               /* of the manifest, or of the blob as its manifest says (0 unknown) */
     struct blob_bytes *manifest; /* ALLOW of a manifest (GET and HEAD, when known); borrowed */
-    bool is_top;              /* the manifest is one that a tag resolves to: a logical pull */
-    char tag[OCI_TAG_MAX + 1];/* the tag it was granted through, for the event */
-    const char *detail;       /* for the log when err */
+    bool is_top;                 /* the manifest is one that a tag resolves to: a logical pull */
+    char tag[OCI_TAG_MAX + 1];   /* the tag it was granted through, for the event */
+    const char *detail;          /* for the log when err */
     unsigned retry_after_s;
 };
 

@@ -758,9 +758,7 @@ static void referrers_done(struct flight *f)
         struct digest digest;
         if (digest_parse(jv_get_str(d, "digest"), &digest, NULL))
             continue;
-        uint32_t root =
-            closureindex_add_root(r->index, &digest, media_type_parse(jv_get_str(d, "mediaType")), (uint64_t)jv_get_int(d, "size", 0));
-        closureindex_attach(r->index, node, root, false); /* what it hangs on, its own document has to say */
+        repo_hang(r, &f->digest, &digest, media_type_parse(jv_get_str(d, "mediaType")), (uint64_t)jv_get_int(d, "size", 0));
     }
     sb_addc(&b, "{\"schemaVersion\":2,\"mediaType\":\"application/vnd.oci.image.index.v1+json\",\"manifests\":");
     jv_dump(f->merged, &b);

@@ -408,15 +408,19 @@ bool repo_tag_absent(struct repo *r, struct str name)
 
 /* A client resolves a tag over one connection and asks for the digest over the next, which may be another worker's: that one
  * hears of the tag in the same moment, so that its memory of what there is not makes no wrong no of it. */
-struct tag_note {
+struct note {
     struct worker *to;
-    char *repository_id, *upstream_id, *upstream_repository, *tag;
-    struct digest digest;
+    char *repository_id, *upstream_id, *upstream_repository;
+    char *tag; /* NULL: the digest hangs on the subject */
+    struct digest digest, subject;
+    enum media_type media_type;
+    uint64_t size;
 };
 
 static void tag_points_at(struct tag *t, uint32_t at);
+static bool hang(struct repo *r, const struct digest *subject, const struct digest *d, enum media_type mt, uint64_t size);
 
-static void tag_note_free(struct tag_note *n)
+static void note_free(struct note *n)
 {
     mem_free(n->repository_id);
     mem_free(n->upstream_id);
@@ -425,22 +429,26 @@ static void tag_note_free(struct tag_note *n)
     mem_free(n);
 }
 
-static void on_tag_note(void *arg)
+static void on_note(void *arg)
 {
-    struct tag_note *n = arg;
+    struct note *n = arg;
     struct repos *rs = n->to->content != NULL ? content_repos(n->to->content) : NULL; /* NULL: this worker has ended */
     struct repo *r = rs != NULL ? repo_find(rs, n->repository_id, n->upstream_id, n->upstream_repository) : NULL;
 
-    if (r != NULL) { /* a repository that nobody asked for here has no memory to mend */
+    if (r != NULL && n->tag != NULL) { /* a repository that nobody asked for here has no memory to mend */
         struct tag *t = tag_make(r, str_c(n->tag));
         uint32_t at = digest_at(t, &n->digest);
         tag_points_at(t, at != TAG_NO_DIGEST ? at : edge_add(t, &n->digest));
         edges_bound(t);
+    } else if (r != NULL) {
+        hang(r, &n->subject, &n->digest, n->media_type, n->size);
     }
-    tag_note_free(n);
+    note_free(n);
 }
 
-static void tag_tell_siblings(struct repo *r, const struct tag *t, const struct digest *d)
+/* tag or subject: what is told of the digest. */
+static void tell_siblings(struct repo *r, const struct tag *t, const struct digest *subject, const struct digest *d, enum media_type mt,
+                          uint64_t size)
 {
     struct worker *w = r->repos->w;
 
@@ -448,15 +456,36 @@ static void tag_tell_siblings(struct repo *r, const struct tag *t, const struct 
         struct worker *to = w->proxy->workers[i];
         if (to == NULL || to == w)
             continue;
-        struct tag_note *n = NEW(struct tag_note);
+        struct note *n = NEW(struct note);
         n->to = to;
         n->repository_id = mem_strdup(r->repository_id);
         n->upstream_id = mem_strdup(r->upstream_id);
         n->upstream_repository = mem_strdup(r->upstream_repository);
-        n->tag = str_dup(t->name);
         n->digest = *d;
-        loop_post(to->loop, on_tag_note, n);
+        n->media_type = mt;
+        n->size = size;
+        if (t)
+            n->tag = str_dup(t->name);
+        else
+            n->subject = *subject;
+        loop_post(to->loop, on_note, n);
     }
+}
+
+/* True: that was not known. Whether it does hang there, its own document has to say (closureindex_load()). */
+static bool hang(struct repo *r, const struct digest *subject, const struct digest *d, enum media_type mt, uint64_t size)
+{
+    uint32_t root = closureindex_add_root(r->index, d, mt, size);
+    if (!closureindex_attach(r->index, closureindex_add_manifest(r->index, subject), root, false))
+        return false;
+    r->generation++;
+    return true;
+}
+
+void repo_hang(struct repo *r, const struct digest *subject, const struct digest *d, enum media_type mt, uint64_t size)
+{
+    if (hang(r, subject, d, mt, size))
+        tell_siblings(r, NULL, subject, d, mt, size);
 }
 
 /* The tag resolves to its digest `at`, as of this moment. */
@@ -492,7 +521,7 @@ void repo_tag_resolved(struct repo *r, struct str name, const struct digest *d, 
     tag_points_at(t, at != TAG_NO_DIGEST ? at : edge_add(t, d));
     edges_bound(t);
     if (moved)
-        tag_tell_siblings(r, t, d);
+        tell_siblings(r, t, NULL, d, mt, size);
     if (tell && r->repos->w->events)
         pullevent_tag(r->repos->w->events, str_c(r->repository_id), t->name, d, mt, size);
 }
@@ -534,11 +563,25 @@ static void edge_update(struct tag *t, uint32_t i, int64_t last_s)
     if (last_s == e->fact_last_s)
         return; /* nothing that was not weighed before against what this worker saw itself */
     e->fact_last_s = last_s;
-    bool own_current = e->own && t->current == i && t->resolved_ms && !t->gone;
-    if (last_s == 0)
+    bool own_current = e->own && t->current == i && !t->gone && tag_fresh(t);
+    if (last_s == 0) {
         e->until_s = 0;
-    else if (!own_current && (e->until_s == 0 || last_s > e->until_s))
+        if (!tag_fresh(t)) { /* later word than ours */
+            t->current = i;
+            t->gone = false;
+        }
+    } else if (!own_current && (e->until_s == 0 || last_s > e->until_s))
         e->until_s = last_s > 0 ? last_s : clock_now_s();
+}
+
+/* Without a release date: since when it is known. */
+static int64_t first_seen(const struct fact_tag *rec)
+{
+    int64_t first = 0;
+    for (size_t i = 0; i < rec->n_digests; i++)
+        if (rec->digests[i].first_seen_s > 0 && (first == 0 || rec->digests[i].first_seen_s < first))
+            first = rec->digests[i].first_seen_s;
+    return first;
 }
 
 /* What the admin knows of one tag; rec NULL: nothing (any more). */
@@ -552,10 +595,7 @@ static void record_take(struct repo *r, struct tag *t, const struct fact_tag *re
         t->channel_mem = str_dup(channel);
         t->channel = str_c(t->channel_mem);
     }
-    for (size_t i = 0; rec && !released && i < rec->n_digests; i++) /* no version record: since when it is known */
-        if (rec->digests[i].first_seen_s > 0 && (i == 0 || rec->digests[i].first_seen_s < rec->digests[0].first_seen_s))
-            released = rec->digests[i].first_seen_s;
-    t->released_at_s = released;
+    t->released_at_s = rec && !released ? first_seen(rec) : released;
     for (uint32_t i = 0; i < t->n_digests;) {
         int64_t last = record_last(rec, &t->digests[i].digest);
         if (last == -1 && !t->digests[i].own) {
@@ -568,10 +608,9 @@ static void record_take(struct repo *r, struct tag *t, const struct fact_tag *re
         const struct fact_tag_digest *fd = &rec->digests[i];
         if (digest_at(t, &fd->digest) == TAG_NO_DIGEST) {
             uint32_t at = edge_add(t, &fd->digest);
-            t->digests[at].until_s = t->digests[at].fact_last_s = fd->last_seen_s;
+            t->digests[at].until_s = fd->last_seen_s;
+            edge_update(t, at, fd->last_seen_s);
         }
-        if (fd->last_seen_s == 0 && !t->resolved_ms)
-            t->current = digest_at(t, &fd->digest);
     }
     t->in_fact = rec != NULL;
 }

@@ -129,6 +129,8 @@ void repo_tag_edge(struct repo *r, struct str name, const struct digest *d, int6
 /* What the upstream said of a tag: it is this digest; there is none. */
 void repo_tag_resolved(struct repo *r, struct str name, const struct digest *d, enum media_type mt, uint64_t size);
 void repo_tag_vanished(struct repo *r, struct str name);
+/* The upstream says: that manifest hangs on this one. */
+void repo_hang(struct repo *r, const struct digest *subject, const struct digest *d, enum media_type mt, uint64_t size);
 void repo_referrers_drop(struct repo *r);
 
 #endif

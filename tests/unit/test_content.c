@@ -98,10 +98,9 @@ static struct loop the_loop;
 
 void loop_post(struct loop *l, loop_fn *fn, void *arg)
 {
-    (void)l, (void)fn, (void)arg;
-    WRONG("there is one worker here, nobody to tell");
+    (void)l;
+    event_add(fn, arg);
 }
-
 
 uint64_t loop_now_ms(struct loop *l)
 {
@@ -1452,6 +1451,45 @@ static const char *tags_of(struct fact *who)
     return tags_text;
 }
 
+/* Two workers of one proxy: what a client learnt over a connection to the first holds over one to the second, also where the
+ * second has just looked and found nothing (I10 over connections). */
+static void test_workers_tell_each_other(void **state)
+{
+    static struct worker second;
+    struct worker *both[2] = {&worker, &second};
+    (void)state;
+    referrers_api = true;
+    worker.content = content;
+    second = worker;
+    struct content *a = content, *b = second.content = content_new(&second);
+    proxy.workers = both;
+    proxy.n_workers = 2;
+    manifest("m17", "c17 l17", NULL);
+    manifest("r17", "rc17 rl17", "m17");
+    content = b;
+    assert_denied(get_doc("m17"), REASON_NOT_IN_CLOSURE); /* looked, found nothing, remembers it */
+    tag("1.7.0", "m17");
+    content = a;
+    assert_allowed(get("1.7.0"));
+    content = b;
+    assert_allowed(get_blob("l17"));
+    assert_denied(get_doc("r17"), REASON_NOT_IN_CLOSURE);
+    snprintf(refs[0].subject, sizeof refs->subject, "m17");
+    snprintf(refs[0].doc, sizeof refs->doc, "r17");
+    n_refs = 1;
+    content = a;
+    assert_non_null(strstr(referrers_of(customer, dtext("m17")), dtext("r17")));
+    content = b;
+    assert_allowed(get_doc("r17"));
+    assert_allowed(get_blob("rl17"));
+    assert_denied(get_blob("l20"), REASON_NOT_IN_CLOSURE);
+    content_free(&second.content);
+    content = a;
+    proxy.n_workers = 0;
+    mem_free(referrers_json);
+    referrers_json = NULL;
+}
+
 static void test_tags_list(void **state)
 {
     (void)state;
@@ -1934,6 +1972,7 @@ int main(void)
         T(test_signature_of_a_child_and_of_a_signature),
         T(test_referrers),
         T(test_referrers_that_lie),
+        T(test_workers_tell_each_other),
         T(test_tags_list),
         T(test_grant_by_digest),
         T(test_addresses_and_quota),
