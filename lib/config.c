@@ -182,9 +182,9 @@ static const struct key keys[] = {
            "Longest a blob transfer to a client may take."),
     NUMBER("limits.manifest_size", T_SIZE, limits.manifest_bytes, "4MiB", 64 * KIB, 64 * MIB,
            "Largest manifest accepted from an upstream."),
-    NUMBER("limits.closure_nodes", T_COUNT, limits.closure_nodes, "10000", 10, 1000000,
+    NUMBER_RESTART("limits.closure_nodes", T_COUNT, limits.closure_nodes, "10000", 10, 1000000,
            "Most manifests and blobs in the closure of one manifest."),
-    NUMBER("limits.closure_depth", T_COUNT, limits.closure_depth, "4", 1, 16, "Deepest nesting of indexes in a closure."),
+    NUMBER_RESTART("limits.closure_depth", T_COUNT, limits.closure_depth, "4", 1, 16, "Deepest nesting of indexes in a closure."),
     NUMBER("limits.inflight_per_customer", T_COUNT, limits.inflight_per_customer, "64", 1, 1000000,
            "Requests of one customer in progress; more is 429."),
     NUMBER_RESTART("limits.upstream_connections", T_COUNT, limits.upstream_connections, "128", 1, 65536,
@@ -1011,27 +1011,56 @@ void config_unref(struct config **c)
     mem_free(config);
 }
 
+static bool value_same(const struct config *a, const struct config *b, const struct key *k)
+{
+    if (type_is_number(k->type))
+        return *member_number(a, k) == *member_number(b, k);
+    if (!type_is_list(k->type))
+        return !strcmp(*member_text(a, k), *member_text(b, k));
+    const struct config_listen *x = member_list(a, k), *y = member_list(b, k);
+    bool same = x->n == y->n;
+    for (size_t i = 0; same && i < x->n; i++)
+        same = !strcmp(x->list[i], y->list[i]);
+    return same;
+}
+
+/* Differs, and a running process cannot follow. A listener changes its certificate, but not between TLS and none. */
+static bool change_waits(const struct config *a, const struct config *b, const struct key *k)
+{
+    if (value_same(a, b, k))
+        return false;
+    if (k->reload != RELOAD)
+        return true;
+    return k->type == T_PATH && (*member_text(a, k)[0] == '\0') != (*member_text(b, k)[0] == '\0');
+}
+
 void config_needs_restart(const struct config *a, const struct config *b, struct strbuf *ret)
 {
     for (size_t i = 0; i < N_KEYS; i++) {
+        if (!change_waits(a, b, &keys[i]))
+            continue;
+        if (ret->n)
+            sb_addc(ret, ", ");
+        sb_addc(ret, keys[i].name);
+    }
+}
+
+void config_keep_restart(struct config *c, const struct config *running)
+{
+    for (size_t i = 0; i < N_KEYS; i++) {
         const struct key *k = &keys[i];
-        bool same = true;
-        if (k->reload == RELOAD)
+        if (!change_waits(running, c, k))
             continue;
         if (type_is_number(k->type)) {
-            same = *member_number(a, k) == *member_number(b, k);
+            *member_number(c, k) = *member_number(running, k);
         } else if (type_is_list(k->type)) {
-            const struct config_listen *x = member_list(a, k), *y = member_list(b, k);
-            same = x->n == y->n;
-            for (size_t j = 0; same && j < x->n; j++)
-                same = !strcmp(x->list[j], y->list[j]);
+            const struct config_listen *from = member_list(running, k);
+            struct config_listen *to = member_list(c, k);
+            list_clear(to);
+            for (size_t j = 0; j < from->n; j++)
+                to->list[to->n++] = mem_strdup(from->list[j]);
         } else {
-            same = !strcmp(*member_text(a, k), *member_text(b, k));
-        }
-        if (!same) {
-            if (ret->n)
-                sb_addc(ret, ", ");
-            sb_addc(ret, k->name);
+            set_text(c, k, str_c(*member_text(running, k)));
         }
     }
 }

@@ -142,7 +142,7 @@ struct network {
 struct edge {
     struct loop *loop;
     struct event_base *base;
-    const struct config *cfg;
+    struct config *cfg; /* ref: the one it was made with; no key that it reads changes by a reload */
     struct edge_shared *shared;
     struct edge_handlers h;
     struct head_limits head_limits;
@@ -1989,7 +1989,7 @@ struct edge *edge_new(struct loop *l, const struct config *cfg, struct edge_shar
     (void)signal(SIGPIPE, SIG_IGN); /* sendfile and SSL_write know no MSG_NOSIGNAL */
     e->loop = l;
     e->base = loop_base(l);
-    e->cfg = cfg;
+    e->cfg = config_ref((struct config *)(uintptr_t)cfg); /* const to us: only the count changes */
     e->shared = shared;
     e->h = *h;
     e->head_limits = (struct head_limits){
@@ -2049,6 +2049,7 @@ void edge_free(struct edge **edge)
     sb_free(&e->head);
     sb_free(&e->fields);
     sb_free(&e->body);
+    config_unref(&e->cfg);
     mem_free(e);
 }
 

@@ -129,6 +129,8 @@ struct config {
 enum err config_load(const char *path, struct config **ret, struct error *reterr) MUST_USE;
 /* Names of the keys that differ between a and b and that SIGHUP does not change, ", " between them; empty: none. */
 void config_needs_restart(const struct config *a, const struct config *b, struct strbuf *ret);
+/* Gives c, freshly loaded and nobody else's yet, the running values of exactly those keys. */
+void config_keep_restart(struct config *c, const struct config *running);
 struct config *config_ref(struct config *c);
 void config_unref(struct config **c);
 /* The effective configuration as YAML, secrets as "***". */
