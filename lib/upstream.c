@@ -341,6 +341,18 @@ static void base_url_add(const struct upstream *u, struct strbuf *b)
 
 /* ---- the upstream --------------------------------------------------------------------------------------------------- */
 
+/* One writer, whoever reads sees each whole. */
+static void count_up(uint64_t *n)
+{
+    __atomic_store_n(n, __atomic_load_n(n, __ATOMIC_RELAXED) + 1, __ATOMIC_RELAXED);
+}
+
+static void breaker_tell(const struct upstream *u, bool open)
+{
+    if (u->lim.counters)
+        __atomic_store_n(&u->lim.counters->is_open, (uint64_t)open, __ATOMIC_RELAXED);
+}
+
 static struct fetch_pool *pool_new(const struct upstream *u, uint64_t connections, bool meta)
 {
     struct fetch_limits lim = u->lim.fetch;
@@ -359,6 +371,7 @@ struct upstream *upstream_new(struct loop *l, struct upstream_spec *take_spec, c
     u->loop = l;
     u->spec = take_spec;
     u->lim = *lim;
+    breaker_tell(u, false);
     if (!u->lim.manifest_bytes)
         u->lim.manifest_bytes = 4u * 1024 * 1024;
     if (!u->lim.tags_bytes)
@@ -453,6 +466,8 @@ bool upstream_healthy(const struct upstream *u)
 static void breaker_ok(struct upstream *u)
 {
     if (u->failures >= u->lim.breaker_failures)
+        breaker_tell(u, false);
+    if (u->failures >= u->lim.breaker_failures)
         log_info("upstream %s answers again", u->spec->id);
     u->failures = 0;
 }
@@ -462,6 +477,7 @@ static void breaker_fail(struct upstream *u, const char *detail)
     if (++u->failures < u->lim.breaker_failures)
         return;
     u->open_until_ms = loop_now_ms(u->loop) + u->lim.breaker_ms;
+    breaker_tell(u, true);
     if (u->failures == u->lim.breaker_failures)
         log_warn("upstream %s: %u failures in a row, tried again every %llu ms: %s", u->spec->id, u->failures,
                  (unsigned long long)u->lim.breaker_ms, detail);
@@ -589,6 +605,8 @@ static void op_retry(struct upstream_op *op, enum err err, const char *why)
         op_fail(op, err, "%s", why);
         return;
     }
+    if (op->u->lim.counters)
+        count_up(&op->u->lim.counters->retries);
     uint64_t ms = BACKOFF_FIRST_MS;
     for (unsigned i = 0; i < op->tries && i < 4; i++)
         ms *= 4;
@@ -1043,6 +1061,8 @@ static void op_send(struct upstream_op *op)
     if (u->failures >= u->lim.breaker_failures && u->probe != op) {
         uint64_t now = loop_now_ms(u->loop);
         if (now < u->open_until_ms || u->probe) {
+            if (u->lim.counters)
+                count_up(&u->lim.counters->rested);
             op->retry_after_s = 1 + (unsigned)((now < u->open_until_ms ? u->open_until_ms - now : 0) / 1000);
             op_fail(op, ERR_UNAVAILABLE, "%s has failed %u times in a row and is given a rest%s%.200s", u->host, u->failures, op->detail[0] ? ": " : "",
                     op->detail);
@@ -1180,6 +1200,8 @@ static enum fetch_next on_head(void *ctx, const struct fetch_head *h)
     struct upstream *u = op->u;
     bool foreign = op->hop_url && !op->hop_own;
     op->status = h->status;
+    if (u->lim.counters)
+        count_up(&u->lim.counters->answers[h->status >= 100 && h->status < 600 ? h->status / 100 : 0]);
     op->length = h->content_length;
     op->retry_after_s = h->status == 429 || h->status == 503 ? field_retry_after_s(fetch_head_get(h, "retry-after")) : 0;
     head_fields(op, h);
@@ -1537,6 +1559,8 @@ static void on_done(void *ctx, enum err err, const char *text, bool got_bytes)
     op->f = NULL;
     switch (op->act) {
     case ACT_NONE: /* no head came */
+        if (u->lim.counters && err != ERR_CANCELED)
+            count_up(&u->lim.counters->answers[0]);
         snprintf(why, sizeof why, "%s %.64s: %.200s", foreign ? "redirect target of" : "upstream", u->host, text);
         if (!foreign)
             breaker_fail(u, why);

@@ -221,6 +221,7 @@ enum next authn_step(struct exchange *ex)
     struct str hash = {ex->credential_hash, CREDENTIAL_HASH_MAX - 1};
     if (facts_peek(w->facts, FACT_CREDENTIAL, hash, &fact, &degraded) == ERR_OK)
         return credential_known(ex, fact, degraded);
+    ex->waited = true;
     ex->facts_op = facts_get(w->facts, FACT_CREDENTIAL, hash, on_credential, ex);
     return NEXT_WAIT;
 }

@@ -1697,6 +1697,13 @@ void blob_leave(struct blob_reader **pr)
 
 /* ---- life ---------------------------------------------------------------------------------------------------------------- */
 
+void blobs_configure(struct blobs *b, const struct config *cfg)
+{
+    lock(b);
+    b->retries = (unsigned)(cfg->limits.upstream_retries < 10 ? cfg->limits.upstream_retries : 10);
+    unlock(b);
+}
+
 struct blobs *blobs_new(const struct config *cfg, struct error *reterr)
 {
     struct blobs *b = NEW(struct blobs);

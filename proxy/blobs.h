@@ -26,6 +26,8 @@ struct blobs;
 /* Never fails because of a directory: an unusable cache or spool is logged, tried again, and goes around (the relay then streams
  * straight through). Ignores SIGXFSZ for the process: a file size limit is an error to handle like a full disk. */
 struct blobs *blobs_new(const struct config *cfg, struct error *reterr);
+/* Takes over limits.upstream_retries of another configuration; any thread. */
+void blobs_configure(struct blobs *b, const struct config *cfg);
 /* No worker runs any more. Their loops may be freed before or after. */
 void blobs_free(struct blobs **b);
 /* In the worker's thread, when it has no reader left and before its loop ends: transfers that it runs for readers of other

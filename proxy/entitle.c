@@ -82,6 +82,7 @@ static enum next customer_known(struct exchange *ex, struct fact *fact, bool deg
     }
     if (facts_peek(w->facts, FACT_REPOSITORY, ex->oci.repository, &repository, &repository_degraded) == ERR_OK)
         return repository_known(ex, repository, repository_degraded);
+    ex->waited = true;
     ex->facts_op = facts_get(w->facts, FACT_REPOSITORY, ex->oci.repository, on_repository, ex);
     return NEXT_WAIT;
 }
@@ -94,6 +95,7 @@ enum next entitle_step(struct exchange *ex)
 
     if (facts_peek(ex->w->facts, FACT_CUSTOMER, id, &customer, &degraded) == ERR_OK)
         return customer_known(ex, customer, degraded);
+    ex->waited = true;
     ex->facts_op = facts_get(ex->w->facts, FACT_CUSTOMER, id, on_customer, ex);
     return NEXT_WAIT;
 }

@@ -11,6 +11,7 @@
 
 #include "accesslog.h"
 #include "guard.h"
+#include "metrics.h"
 #include "pullevent.h"
 
 #define HOLD_RETRY_MS 200 /* between tries of a step whose dependency could not tell */
@@ -57,7 +58,10 @@ static enum next step_route(struct exchange *ex)
 
     ex->is_head = h->method == HEAD_HEAD;
     ex->step = EX_AUTHN;
-    if (str_eq(h->path, S("/token"))) {
+    bool is_token = str_eq(h->path, S("/token"));
+    if (__atomic_load_n(&ex->w->proxy->is_short_of_memory, __ATOMIC_RELAXED) && (is_token || str_starts(h->path, S("/v2/"))))
+        return respond_oci_error(ex, 503, "UNAVAILABLE", S("too busy, try again"), END_OVERLOADED, "Retry-After: 5\r\n");
+    if (is_token) {
         if (h->method != HEAD_GET && h->method != HEAD_POST)
             return respond_oci_error(ex, 405, "UNSUPPORTED", S("the token endpoint takes GET and POST"), END_REFUSED, "Allow: GET, POST\r\n");
         ex->route = ROUTE_TOKEN;
@@ -115,6 +119,7 @@ static void on_relay_done(void *ctx, const struct relay_result *r)
     ex->bytes = r->bytes_sent;
     ex->detail = r->detail;
     ex->from_cache = r->from_cache;
+    ex->first_byte_us = r->head_us;
     if (r->head_sent) { /* the edge has finished with it, or cut it */
         ex->req = NULL;
         ex->status = r->status;
@@ -230,6 +235,8 @@ static enum next answer_given(struct exchange *ex)
 
 static enum next step_answer(struct exchange *ex)
 {
+    if (ex->waited && ex->facts_us == 0)
+        ex->facts_us = clock_mono_us();
     switch (ex->oci.kind) {
     case OCI_PING:
         return respond_json(ex, 200, "application/json", S("{}"), NULL, END_OK);
@@ -373,6 +380,7 @@ static void on_refused(void *ctx, const char *peer, int status, const char *reas
     struct access_line line = {.worker = w, .peer = peer, .status = status, .cause = "refused", .reason = reason};
 
     accesslog_write(w->access, &line);
+    proxy_metrics_refused(w, status);
 }
 
 static const char *action_text(const struct exchange *ex)
@@ -431,6 +439,7 @@ void exchange_end(struct exchange *ex, enum end cause)
 
     struct str agent = ex->head != NULL ? head_get(ex->head, "user-agent", NULL) : ex->agent;
     const struct fact_credential *c = ex->credential != NULL ? ex->credential->credential : NULL;
+    uint64_t total_us = clock_mono_us() - ex->start_us, first_byte_us = ex->first_byte_us != 0 ? ex->first_byte_us - ex->start_us : total_us;
     struct access_line line = {
         .worker = w,
         .id = ex->id,
@@ -446,7 +455,8 @@ void exchange_end(struct exchange *ex, enum end cause)
         .credential_id = str_c(c != NULL ? c->id : NULL),
         .license_id = ex->license_id,
         .bytes = ex->bytes,
-        .total_us = clock_mono_us() - ex->start_us,
+        .total_us = total_us,
+        .first_byte_us = ex->first_byte_us != 0 ? first_byte_us : 0,
         .agent = agent,
         .source = ex->from_cache ? "cache" : "",
         .detail = ex->detail,
@@ -455,6 +465,19 @@ void exchange_end(struct exchange *ex, enum end cause)
     if (c != NULL)
         pullevent_used(w->events, str_c(c->id), str_c(ex->peer));
     accesslog_write(w->access, &line);
+    proxy_metrics_exchange(w, &(struct exchange_counts){
+                                  .status = ex->status,
+                                  .cause = cause,
+                                  .reason = ex->reason,
+                                  .is_undecided = (ex->route == ROUTE_TOKEN || ex->oci.kind != OCI_NONE) &&
+                                                  (cause == END_FACTS_UNAVAILABLE || cause == END_CONTENT_UNAVAILABLE),
+                                  .action = ex->route == ROUTE_TOKEN ? PROXY_METRICS_TOKEN : ex->oci.kind,
+                                  .from_cache = ex->from_cache,
+                                  .bytes = ex->bytes,
+                                  .facts_us = ex->facts_us != 0 ? ex->facts_us - ex->start_us : 0,
+                                  .first_byte_us = first_byte_us,
+                                  .total_us = total_us,
+                              });
     if (ex->in_flight)
         guard_customer_done(w->proxy->guard, str_c(c->customer_id));
     fact_unref(&ex->customer);

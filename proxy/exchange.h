@@ -100,6 +100,9 @@ struct exchange {
     uint64_t bytes;
     const char *detail;
     bool from_cache;
+    bool waited;             /* for a fact */
+    uint64_t facts_us;       /* monotonic: when they had come */
+    uint64_t first_byte_us;  /* monotonic: of a relayed answer; 0: the answer went out whole */
     struct exchange *next_free;
 };
 

@@ -998,14 +998,8 @@ static void on_subscription(void *ctx, bool up)
 
 /* ---- life ------------------------------------------------------------------------------------------- */
 
-struct facts *facts_new(struct worker *w)
+void facts_configure(struct facts *f, const struct config *cfg)
 {
-    struct facts *f = NEW(struct facts);
-    const struct config *cfg = w->cfg;
-
-    f->magic = FACTS_MAGIC;
-    f->worker = w;
-    f->loop = w->loop;
     f->max_staleness_ms = cfg->cache.max_staleness_ms;
     f->grace_ms = cfg->cache.grace_when_cache_is_down_ms;
     f->hold_ms = cfg->cache.hold_on_unknown_ms;
@@ -1015,6 +1009,16 @@ struct facts *facts_new(struct worker *w)
     f->poll_ms = POLL_MS;
     if (f->max_staleness_ms / 4 < f->poll_ms) /* room for a poll that is lost */
         f->poll_ms = f->max_staleness_ms / 4 > 20 ? f->max_staleness_ms / 4 : 20;
+}
+
+struct facts *facts_new(struct worker *w)
+{
+    struct facts *f = NEW(struct facts);
+
+    f->magic = FACTS_MAGIC;
+    f->worker = w;
+    f->loop = w->loop;
+    facts_configure(f, w->cfg);
     f->poll_timer = timer_new(f->loop, on_poll_timer, f);
     f->sweep = timer_new(f->loop, on_sweep, f);
     f->soon = timer_new(f->loop, on_soon, f);

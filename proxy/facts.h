@@ -48,7 +48,9 @@ struct fact {
 struct fact *fact_ref(struct fact *f);
 void fact_unref(struct fact **f);
 
+struct config;
 struct facts *facts_new(struct worker *w);
+void facts_configure(struct facts *f, const struct config *cfg); /* takes over the durations of another configuration */
 void facts_free(struct facts **f); /* before the worker's cache; waiters are dropped without a callback */
 
 /* Look up in memory. ERR_OK: *ret is set (borrowed until the next loop round; fact_ref() to keep), or NULL: known to be

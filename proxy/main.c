@@ -13,13 +13,19 @@
 #include "pullgate/fetch.h"
 #include "pullgate/log.h"
 #include "pullgate/mem.h"
+#include "pullgate/metrics.h"
+#include "pullgate/monitor.h"
+#include "pullgate/notify.h"
+#include "pullgate/reload.h"
 
 #include "accesslog.h"
 #include "blobs.h"
 #include "guard.h"
+#include "metrics.h"
 #include "worker.h"
 
 #define MAX_WORKERS 256
+#define MEMORY_LOOK_MS 1000 /* how often limits.memory is looked after */
 
 static const char usage_text[] =
     "usage: pullgate-proxy [--config FILE] [--check] [--show-config] [--version]\n"
@@ -30,7 +36,10 @@ static const char usage_text[] =
 struct program {
     struct proxy proxy;
     struct loop *loop; /* main thread: signals, drain deadline */
-    struct timer *drain_deadline, *join_poll;
+    struct timer *drain_deadline, *join_poll, *watchdog, *memory;
+    struct reload *reload;
+    struct monitor *monitor;
+    uint64_t watchdog_ms; /* 0: nobody waits for it */
     bool is_draining;
 };
 
@@ -72,6 +81,7 @@ static void on_stop_signal(void *ctx, int signo, unsigned ready)
         return;
     }
     g->is_draining = true;
+    notify_stopping();
     log_info("draining: no further connections, answers in flight finish");
     for (unsigned i = 0; i < g->proxy.n_workers; i++)
         worker_drain(g->proxy.workers[i]);
@@ -86,6 +96,78 @@ static void on_reopen(void *ctx, int signo, unsigned ready)
     (void)signo, (void)ready;
     accesslog_reopen(g->proxy.accesslog);
 }
+
+/* ---- while it runs ------------------------------------------------------------------------------------------------------- */
+
+/* The manager hears of us as long as every loop goes round. */
+static void on_watchdog(void *ctx)
+{
+    struct program *g = ctx;
+
+    if (g->is_draining || proxy_metrics_alive(&g->proxy, g->watchdog_ms))
+        notify_watchdog();
+    else
+        log_error("a worker's loop has not gone round for %llu ms", (unsigned long long)g->watchdog_ms);
+    timer_set(g->watchdog, g->watchdog_ms / 3);
+}
+
+static void on_memory(void *ctx)
+{
+    struct program *g = ctx;
+    uint64_t limit = g->proxy.cfg->limits.memory_bytes, resident = limit > 0 ? metrics_resident_bytes() : 0;
+    bool was_short = g->proxy.is_short_of_memory, is_short = limit > 0 && resident > limit;
+
+    if (is_short && !was_short)
+        log_warn("%llu MiB resident is above limits.memory: requests are answered 503", (unsigned long long)(resident >> 20));
+    else if (was_short && !is_short)
+        log_info("resident memory is below limits.memory again");
+    __atomic_store_n(&g->proxy.is_short_of_memory, is_short, __ATOMIC_RELAXED);
+    timer_set(g->memory, MEMORY_LOOK_MS);
+}
+
+static void on_metrics(void *ctx, struct strbuf *ret)
+{
+    struct program *g = ctx;
+    struct reload_counts reloads;
+
+    reload_counts(g->reload, &reloads);
+    proxy_metrics_text(&g->proxy, &reloads, ret);
+}
+
+static const char *on_ready(void *ctx)
+{
+    struct program *g = ctx;
+
+    return g->is_draining ? "draining" : proxy_metrics_not_ready(&g->proxy);
+}
+
+static const struct config_tls *tls_of(const struct config *cfg)
+{
+    return &cfg->proxy.tls;
+}
+
+static void on_configuration(void *ctx, struct config *cfg, struct edge_tls *tls)
+{
+    struct program *g = ctx;
+    struct proxy *p = &g->proxy;
+
+    if (g->is_draining)
+        return; /* workers come to their end: nothing is handed to them any more */
+    config_ref(cfg);
+    config_unref(&p->cfg);
+    p->cfg = cfg;
+    if (tls != NULL) {
+        edge_tls_unref(&p->tls);
+        p->tls = edge_tls_ref(tls);
+    }
+    guard_configure(p->guard, cfg);
+    blobs_configure(p->blobs, cfg);
+    accesslog_reopen(p->accesslog);
+    for (unsigned i = 0; i < p->n_workers; i++)
+        worker_configure(p->workers[i], cfg, tls);
+}
+
+/* ---- the start ----------------------------------------------------------------------------------------------------------- */
 
 static int fail(const struct error *error)
 {
@@ -148,6 +230,7 @@ static enum err serve(struct program *g, struct error *error)
     p->workers = mem_calloc(p->n_workers, sizeof *p->workers);
     p->edge_shared = edge_shared_new(cfg->limits.connections, cfg->limits.connections_per_ip);
     p->guard = guard_new(cfg);
+    p->metrics = proxy_metrics_new(p);
     if ((e = accesslog_new(cfg, &p->accesslog, error)) != ERR_OK)
         return e;
     p->blobs = blobs_new(cfg, error);
@@ -171,6 +254,11 @@ static enum err serve(struct program *g, struct error *error)
             return e;
     for (size_t k = 0; k < cfg->proxy.listen.n; k++)
         sb_addf(&addresses, "%s\n", bound[k]);
+    static const struct monitor_handlers monitoring = {.metrics = on_metrics, .not_ready = on_ready};
+    struct monitor_handlers h = monitoring;
+    h.ctx = g;
+    if ((e = monitor_new(g->loop, cfg, &cfg->proxy.metrics_listen, &h, &g->monitor, &addresses, error)) != ERR_OK)
+        return e;
     write_port_file(cfg, addresses.p);
     for (size_t k = 0; k < cfg->proxy.listen.n; k++)
         log_info("listening on %s%s, %u workers", bound[k], p->tls != NULL ? " (TLS)" : "", p->n_workers);
@@ -182,6 +270,7 @@ int main(int argc, char **argv)
 {
     static const struct option options[] = {{"config", required_argument, NULL, 'c'}, {"check", no_argument, NULL, 't'},
                                             {"show-config", no_argument, NULL, 's'},  {"version", no_argument, NULL, 'V'},
+                                            {"config-reference", no_argument, NULL, 'R'}, /* for the documentation */
                                             {"help", no_argument, NULL, 'h'},         {NULL, 0, NULL, 0}};
     struct program g = {0};
     struct error error = {0};
@@ -201,6 +290,13 @@ int main(int argc, char **argv)
         case 's':
             show = true;
             break;
+        case 'R': {
+            struct strbuf text = {0};
+            config_reference(&text);
+            fputs(text.p, stdout);
+            sb_free(&text);
+            return EXIT_SUCCESS;
+        }
         case 'V':
             puts("pullgate-proxy " PULLGATE_VERSION);
             return EXIT_SUCCESS;
@@ -257,6 +353,7 @@ int main(int argc, char **argv)
     setrlimit(RLIMIT_CORE, &(struct rlimit){0, 0}); /* secrets stay out of core files */
     prctl(PR_SET_DUMPABLE, 0);
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGHUP, SIG_IGN); /* until it can be followed */
     char host[48] = "host";
     gethostname(host, sizeof host - 1);
     snprintf(g.proxy.instance, sizeof g.proxy.instance, "%s:%d", host, (int)getpid());
@@ -264,10 +361,21 @@ int main(int argc, char **argv)
     g.loop = loop_new();
     g.drain_deadline = timer_new(g.loop, on_drain_deadline, &g);
     g.join_poll = timer_new(g.loop, on_join_poll, &g);
+    g.watchdog = timer_new(g.loop, on_watchdog, &g);
+    g.memory = timer_new(g.loop, on_memory, &g);
+    static const struct reload_handlers reloading = {.tls = tls_of, .apply = on_configuration};
+    struct reload_handlers h = reloading;
+    h.ctx = &g;
+    g.reload = reload_new(g.loop, path, cfg, &h);
     struct watch *signals[] = {watch_signal(g.loop, SIGTERM, on_stop_signal, &g), watch_signal(g.loop, SIGINT, on_stop_signal, &g),
                                watch_signal(g.loop, SIGUSR1, on_reopen, &g)};
     if (serve(&g, &error) != ERR_OK)
         return fail(&error);
+    g.watchdog_ms = notify_watchdog_ms();
+    if (g.watchdog_ms > 0)
+        on_watchdog(&g);
+    on_memory(&g);
+    notify_ready();
     loop_run(g.loop);
 
     for (unsigned i = 0; i < g.proxy.n_workers; i++)
@@ -279,10 +387,15 @@ int main(int argc, char **argv)
         watch_free(&signals[i]);
     timer_free(&g.drain_deadline);
     timer_free(&g.join_poll);
+    timer_free(&g.watchdog);
+    timer_free(&g.memory);
+    monitor_free(&g.monitor);
+    reload_free(&g.reload);
     loop_free(g.loop);
     blobs_free(&g.proxy.blobs);
     guard_free(&g.proxy.guard);
     accesslog_free(&g.proxy.accesslog);
+    proxy_metrics_free(&g.proxy.metrics);
     edge_shared_free(&g.proxy.edge_shared);
     edge_tls_unref(&g.proxy.tls);
     keyring_free(g.proxy.keys);

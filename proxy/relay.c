@@ -12,6 +12,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "pullgate/clock.h"
 #include "pullgate/log.h"
 #include "pullgate/loop.h"
 #include "pullgate/mem.h"
@@ -219,6 +220,7 @@ static void answer_start(struct relay *r)
     edge_start(r->req, answer_status(r), answer_reason(r), sb_str(&fields), r->end - r->position);
     sb_free(&fields);
     r->head_sent = true;
+    r->result.head_us = clock_mono_us();
 }
 
 static void answer_whole(struct relay *r, struct str body, int64_t length)
@@ -229,6 +231,7 @@ static void answer_whole(struct relay *r, struct str body, int64_t length)
     edge_reply(r->req, answer_status(r), answer_reason(r), sb_str(&fields), body, length);
     sb_free(&fields);
     r->head_sent = true;
+    r->result.head_us = clock_mono_us();
     r->result.bytes_sent = body.n;
 }
 

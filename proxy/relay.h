@@ -31,6 +31,7 @@ struct relay_result {
     bool head_sent;       /* the answer was begun: nothing more may be answered */
     int status;           /* of that answer: 200 or 206; else 0 */
     bool from_cache;
+    uint64_t head_us; /* monotonic: when the answer was begun; 0 not */
 };
 struct relay_ask {
     struct edge_req *req;

@@ -7,6 +7,7 @@
 #include "pullgate/mem.h"
 
 #include "facts.h"
+#include "metrics.h"
 #include "worker.h"
 
 #define HELD_MAX 1024u               /* upstreams held; the one used longest ago goes first, once its operations have ended */
@@ -19,6 +20,7 @@ struct held {
     char *id;
     uint64_t epoch; /* of the fact it was made of */
     uint64_t used;
+    struct upstream_limits lim; /* it was made with */
     struct upstream *upstream;
 };
 
@@ -99,28 +101,36 @@ static void held_bound(struct upstreams *u)
     held_drop(u, oldest);
 }
 
+/* A reload has changed what this upstream was made with. */
+static bool limits_moved(const struct held *h, const struct upstream_limits *lim)
+{
+    return h->lim.retries != lim->retries || h->lim.manifest_bytes != lim->manifest_bytes || h->lim.fetch.total_ms != lim->fetch.total_ms;
+}
+
 static struct upstream *upstream_of(struct upstreams *u, const struct fact *fact, const char *id)
 {
+    const struct config *cfg = u->w->cfg;
+    const struct upstream_limits lim = {
+        .fetch = {.connections = cfg->limits.upstream_connections, .connect_ms = cfg->limits.upstream_connect_ms,
+                  .first_byte_ms = cfg->limits.upstream_first_byte_ms, .stall_ms = cfg->limits.upstream_stall_ms,
+                  .total_ms = cfg->limits.blob_max_duration_ms},
+        .retries = (unsigned)cfg->limits.upstream_retries,
+        .manifest_bytes = cfg->limits.manifest_bytes,
+        .tags_bytes = TAGS_BYTES,
+        .breaker_failures = BREAKER_FAILURES,
+        .breaker_ms = BREAKER_MS,
+        .counters = proxy_metrics_upstream(u->w, id),
+    };
     struct held **at = held_find(u, id);
-    if (*at && (*at)->epoch != fact->epoch)
+    if (*at && ((*at)->epoch != fact->epoch || limits_moved(*at, &lim)))
         held_drop(u, at);
     at = held_find(u, id);
     if (!*at) {
-        const struct config *cfg = u->w->cfg;
-        const struct upstream_limits lim = {
-            .fetch = {.connections = cfg->limits.upstream_connections, .connect_ms = cfg->limits.upstream_connect_ms,
-                      .first_byte_ms = cfg->limits.upstream_first_byte_ms, .stall_ms = cfg->limits.upstream_stall_ms,
-                      .total_ms = cfg->limits.blob_max_duration_ms},
-            .retries = (unsigned)cfg->limits.upstream_retries,
-            .manifest_bytes = cfg->limits.manifest_bytes,
-            .tags_bytes = TAGS_BYTES,
-            .breaker_failures = BREAKER_FAILURES,
-            .breaker_ms = BREAKER_MS,
-        };
         held_bound(u);
         struct held *h = NEW(struct held);
         h->id = mem_strdup(id);
         h->epoch = fact->epoch;
+        h->lim = lim;
         h->upstream = upstream_new(u->w->loop, upstream_spec_copy(fact->upstream), &lim);
         h->next = u->held;
         u->held = h;

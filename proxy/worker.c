@@ -11,6 +11,7 @@
 #include "content.h"
 #include "exchange.h"
 #include "facts.h"
+#include "metrics.h"
 #include "pullevent.h"
 #include "upstreams.h"
 
@@ -23,11 +24,12 @@ enum err worker_new(struct proxy *p, unsigned id, const int *take_fds, size_t n_
     w->magic = WORKER_MAGIC;
     w->id = id;
     w->proxy = p;
-    w->cfg = p->cfg;
+    w->cfg = config_ref(p->cfg);
     w->loop = loop_new();
     enum err e = cache_new(w->loop, w->cfg, &w->cache, reterr);
     if (e) {
         loop_free(w->loop);
+        config_unref(&w->cfg);
         mem_free(w);
         return e;
     }
@@ -44,12 +46,14 @@ enum err worker_new(struct proxy *p, unsigned id, const int *take_fds, size_t n_
         if (e)
             return e; /* the process ends: nothing to undo */
     }
+    proxy_metrics_join(w);
     *ret = w;
     return ERR_OK;
 }
 
 static void worker_free_parts(struct worker *w)
 {
+    proxy_metrics_leave(w);
     edge_free(&w->edge);
     blobs_worker_leave(w->proxy->blobs, w); /* transfers that other workers read go on there */
     content_free(&w->content);
@@ -79,6 +83,40 @@ enum err worker_start(struct worker *w, struct error *reterr)
     if (pthread_create(&w->thread, NULL, worker_main, w) != 0)
         return error_set(reterr, ERR_INTERNAL, "cannot start worker %u", w->id);
     return ERR_OK;
+}
+
+struct configuration { /* on its way to a worker */
+    struct worker *w;
+    struct config *cfg;
+    struct edge_tls *tls;
+};
+
+static void configure_in_loop(void *arg)
+{
+    struct configuration *c = arg;
+    struct worker *w = c->w;
+
+    if (c->tls != NULL && w->edge != NULL)
+        edge_replace_tls(w->edge, c->tls);
+    edge_tls_unref(&c->tls);
+    if (w->facts != NULL) { /* the loop may end with this still to be run */
+        struct config *old = w->cfg;
+        w->cfg = c->cfg;
+        c->cfg = old;
+        facts_configure(w->facts, w->cfg);
+    }
+    config_unref(&c->cfg);
+    mem_free(c);
+}
+
+void worker_configure(struct worker *w, struct config *cfg, struct edge_tls *tls)
+{
+    struct configuration *c = NEW(struct configuration);
+
+    c->w = w;
+    c->cfg = config_ref(cfg);
+    c->tls = tls != NULL ? edge_tls_ref(tls) : NULL;
+    loop_post(w->loop, configure_in_loop, c);
 }
 
 static void on_flushed(void *ctx)
@@ -129,5 +167,6 @@ void worker_join(struct worker *w)
 void worker_free(struct worker **w)
 {
     loop_free((*w)->loop); /* letters that came late are opened here: their readers see that the parts are gone */
+    config_unref(&(*w)->cfg);
     MEM_FREE(*w);
 }

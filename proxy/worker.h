@@ -22,18 +22,21 @@ struct accesslog_writer;
 struct authcache;
 struct guard;
 struct blobs;
+struct proxy_metrics;
 
-struct proxy { /* immutable after start, or thread-safe by itself */
-    struct config *cfg;
+struct proxy { /* immutable after start, or thread-safe by itself, or the main thread's */
+    struct config *cfg;      /* main thread: the one in force. Workers have their own reference */
     struct keyring *keys;
     struct edge_shared *edge_shared;
     struct blobs *blobs; /* process-wide: one transfer a cold blob */
     struct guard *guard; /* process-wide: failed sign-ins, per-customer rates */
     struct accesslog *accesslog;
+    struct proxy_metrics *metrics;
+    bool is_short_of_memory; /* atomic: above limits.memory */
     char instance[64];   /* host:pid */
     char service[256];   /* of the challenge, issuer and audience of tokens */
     char base_url[512];  /* "https://registry.vendor.example": where /token is */
-    struct edge_tls *tls; /* NULL: plain */
+    struct edge_tls *tls; /* main thread; NULL: plain */
     unsigned n_workers;
     struct worker **workers;
 };
@@ -42,7 +45,7 @@ struct worker {
     unsigned magic;
     unsigned id;
     struct proxy *proxy;
-    struct config *cfg; /* = proxy->cfg */
+    struct config *cfg; /* ref; replaced by a reload, between two callbacks: keep no pointer into it */
     struct loop *loop;
     struct cache *cache;
     struct edge *edge;
@@ -59,6 +62,8 @@ struct worker {
 /* Makes worker `id` with its loop and everything on it; takes the listening sockets. Its thread runs with worker_start(). */
 enum err worker_new(struct proxy *p, unsigned id, const int *take_fds, size_t n_fds, struct worker **ret, struct error *reterr) MUST_USE;
 enum err worker_start(struct worker *w, struct error *reterr) MUST_USE;
+/* Any thread: this configuration and, where not NULL, this certificate, from the next callback on. */
+void worker_configure(struct worker *w, struct config *cfg, struct edge_tls *tls);
 /* Any thread: stop accepting, let what runs finish; the thread ends by itself. worker_stop() does not wait for answers. */
 void worker_drain(struct worker *w);
 void worker_stop(struct worker *w);

@@ -29,6 +29,13 @@ enum err upstream_spec_parse(const struct jv *doc, const struct keyring *k, stru
 struct upstream_spec *upstream_spec_copy(const struct upstream_spec *s);
 void upstream_spec_free(struct upstream_spec **s);
 
+/* Of all requests made for an upstream, redirect targets included. Written in the loop's thread, each member whole: any may read. */
+struct upstream_counters {
+    uint64_t answers[6]; /* by status / 100; 0: none came */
+    uint64_t retries;
+    uint64_t rested;  /* operations that the open breaker refused */
+    uint64_t is_open; /* the breaker is */
+};
 struct upstream; /* one per (loop, spec version): own pool, own token cache (credential, scope), own breaker */
 struct upstream_limits {
     struct fetch_limits fetch;
@@ -37,6 +44,7 @@ struct upstream_limits {
     size_t tags_bytes;       /* 16 MiB over all pages */
     unsigned breaker_failures; /* consecutive; opens the breaker for breaker_ms */
     uint64_t breaker_ms;
+    struct upstream_counters *counters; /* may be NULL; outlives the upstream and its operations */
 }; /* a 0 takes the value named here; breaker_failures 0: 5, breaker_ms 0: 1000 */
 struct upstream *upstream_new(struct loop *l, struct upstream_spec *take_spec, const struct upstream_limits *lim);
 struct upstream *upstream_ref(struct upstream *u);
