@@ -568,7 +568,9 @@ static void closure_run(struct flight *f)
     if (!f->err && !root_settle(r, root)) {
         f->err = ERR_UNAVAILABLE;
         snprintf(f->detail, sizeof f->detail, "the closure is larger or deeper than limits.closure_nodes and limits.closure_depth");
-        log_warn("%s: the closure of a manifest exceeds limits.closure_nodes or limits.closure_depth", r->name);
+        static unsigned long long logged;
+        log_limited(&logged, 10000, LOG_LEVEL_WARN, "%s: the closure of a manifest exceeds limits.closure_nodes or limits.closure_depth",
+                    r->name);
     }
     if (f->err) {
         flight_end(f, f->err, f->detail, f->retry_after_s, NULL);
