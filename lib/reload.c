@@ -98,6 +98,7 @@ void reload_now(struct reload *r)
     struct pair_mark mark = pair_mark(t); /* before the load: what changes meanwhile is seen by the next look */
     if (t->cert[0] != '\0' && edge_tls_load(t, &tls, &error) != ERR_OK) {
         failed(r, error.text);
+        r->refused = mark;
         config_unref(&fresh);
     } else {
         if (names.n > 0)
