@@ -61,11 +61,12 @@ static enum err compile_credential(struct store *s, struct str hash, struct strb
 {
     struct store_stmt *st;
     bool row;
-    enum err e = store_query(s, &st, reterr,
-                             "SELECT c.id, c.customer_id, u.slug, u.vendor_id, coalesce(c.license_id,''), c.name, c.expires_at, c.allowed_cidrs"
-                             " FROM credentials c JOIN customers u ON u.id=c.customer_id"
-                             " WHERE c.hash=? AND c.revoked_at=0 AND u.archived_at=0",
-                             "s", hash);
+    enum err e =
+        store_query(s, &st, reterr,
+                    "SELECT c.id, c.customer_id, u.slug, u.vendor_id, coalesce(c.license_id,''), c.name, c.expires_at, c.allowed_cidrs"
+                    " FROM credentials c JOIN customers u ON u.id=c.customer_id"
+                    " WHERE c.hash=? AND c.revoked_at=0 AND u.archived_at=0",
+                    "s", hash);
     if (e)
         return e;
     e = store_step(st, &row, reterr);
@@ -202,12 +203,13 @@ static enum err licenses_add(struct store *s, struct str customer_id, struct str
 {
     struct store_stmt *st;
     bool row;
-    enum err e = store_query(s, &st, reterr,
-                             "SELECT l.id, l.name, l.application_id, a.slug, l.status, l.status_reason, l.starts_at, l.expires_at, l.grace_days,"
-                             " l.updates_until, l.on_expiry, l.allowed_cidrs, l.upstream_credential_id, l.quota_exceeded"
-                             " FROM licenses l JOIN applications a ON a.id=l.application_id"
-                             " WHERE l.customer_id=? AND l.archived_at=0 ORDER BY l.created_at, l.id",
-                             "s", customer_id);
+    enum err e =
+        store_query(s, &st, reterr,
+                    "SELECT l.id, l.name, l.application_id, a.slug, l.status, l.status_reason, l.starts_at, l.expires_at, l.grace_days,"
+                    " l.updates_until, l.on_expiry, l.allowed_cidrs, l.upstream_credential_id, l.quota_exceeded"
+                    " FROM licenses l JOIN applications a ON a.id=l.application_id"
+                    " WHERE l.customer_id=? AND l.archived_at=0 ORDER BY l.created_at, l.id",
+                    "s", customer_id);
     if (e)
         return e;
     key_add(b, "licenses");
@@ -285,8 +287,8 @@ static enum err compile_repository(struct store *s, struct str name, struct strb
         return e;
     e = store_step(st, &row, reterr);
     if (!e && row) {
-        static const char *const KEYS[] = {"id",          "name",        "application_id",      "application_slug", "vendor_id",
-                                           "upstream_id", "upstream_repository", "kind",        "tag_template"};
+        static const char *const KEYS[] = {
+            "id", "name", "application_id", "application_slug", "vendor_id", "upstream_id", "upstream_repository", "kind", "tag_template"};
         sb_add_char(b, '{');
         for (int i = 0; i < (int)(sizeof(KEYS) / sizeof(KEYS[0])); i++)
             str_add(b, KEYS[i], store_col_str(st, i));
@@ -360,7 +362,8 @@ static struct version_row *versions_named(struct versions *vs, struct str tag)
     return NULL;
 }
 
-static enum err versions_load(struct store *s, struct str application_id, struct str repository_id, struct versions *vs, struct error *reterr)
+static enum err versions_load(struct store *s, struct str application_id, struct str repository_id, struct versions *vs,
+                              struct error *reterr)
 {
     struct store_stmt *st;
     bool row;
@@ -383,9 +386,10 @@ static enum err versions_load(struct store *s, struct str application_id, struct
     store_done(&st);
     if (e)
         return e;
-    e = store_query(s, &st, reterr,
-                    "SELECT t.tag, v.version FROM version_tags t JOIN versions v ON v.id=t.version_id WHERE t.repository_id=? ORDER BY t.tag", "s",
-                    repository_id);
+    e = store_query(
+        s, &st, reterr,
+        "SELECT t.tag, v.version FROM version_tags t JOIN versions v ON v.id=t.version_id WHERE t.repository_id=? ORDER BY t.tag", "s",
+        repository_id);
     if (e)
         return e;
     while (!(e = store_step(st, &row, reterr)) && row) {
@@ -530,8 +534,9 @@ static enum err compile_upstream(struct store *s, struct str id, struct strbuf *
 {
     struct store_stmt *st;
     bool row;
-    enum err e = store_query(s, &st, reterr,
-                             "SELECT id, url, username, password_sealed, ca, redirects, redirect_hosts, realm FROM upstreams WHERE id=?", "s", id);
+    enum err e =
+        store_query(s, &st, reterr,
+                    "SELECT id, url, username, password_sealed, ca, redirects, redirect_hosts, realm FROM upstreams WHERE id=?", "s", id);
     if (e)
         return e;
     e = store_step(st, &row, reterr);

@@ -24,8 +24,8 @@
 #include "pullgate/store.h"
 #include "tags.h"
 
-#define GROUP "admin"
-#define CONSUMER "admin"
+#define GROUP           "admin"
+#define CONSUMER        "admin"
 #define ENTRIES_AT_ONCE "64" /* of the stream; a proxy puts many events into one */
 
 static const unsigned REDIS_DEADLINE_MS = 5000; /* above the BLOCK of XREADGROUP */
@@ -77,7 +77,7 @@ static void batch_add_doc(struct batch *b, struct jv *take_doc)
 {
     if (b->n == b->cap) {
         b->cap = b->cap ? b->cap * 2 : 256;
-        b->docs = mem_realloc(b->docs, b->cap * sizeof(*b->docs));
+        b->docs = mem_realloc(b->docs, b->cap * sizeof(struct jv *));
     }
     b->docs[b->n++] = take_doc;
 }
@@ -149,7 +149,7 @@ static enum err group_create(struct events *ev, struct error *reterr)
 /* from: "0" entries read before and not acknowledged, ">" further ones. */
 static enum err batch_read(struct events *ev, const char *from, struct batch *b, struct error *reterr)
 {
-    struct str argv[] = {S("XREADGROUP"), S("GROUP"), S(GROUP),  S(CONSUMER), S("COUNT"), S(ENTRIES_AT_ONCE),
+    struct str argv[] = {S("XREADGROUP"), S("GROUP"),  S(GROUP),     S(CONSUMER),          S("COUNT"), S(ENTRIES_AT_ONCE),
                          S("BLOCK"),      S(BLOCK_MS), S("STREAMS"), S(PROJECTION_EVENTS), str_c(from)};
     const struct cache_reply *r;
     struct error err = {0};
@@ -203,10 +203,10 @@ static int64_t time_of(const struct jv *doc, const struct batch *b)
 static enum err used_store(struct store *s, struct str id, int64_t at_s, struct str client, struct error *reterr)
 {
     if (str_starts(id, S("lic_"))) /* a license key */
-        return store_exec(s, NULL, reterr, "UPDATE licenses SET last_used_at=?, last_used_from=? WHERE id=? AND last_used_at<?", "issi", at_s,
-                          client, id, at_s);
-    return store_exec(s, NULL, reterr, "UPDATE credentials SET last_used_at=?, last_used_from=? WHERE id=? AND last_used_at<?", "issi", at_s,
-                      client, id, at_s);
+        return store_exec(s, NULL, reterr, "UPDATE licenses SET last_used_at=?, last_used_from=? WHERE id=? AND last_used_at<?", "issi",
+                          at_s, client, id, at_s);
+    return store_exec(s, NULL, reterr, "UPDATE credentials SET last_used_at=?, last_used_from=? WHERE id=? AND last_used_at<?", "issi",
+                      at_s, client, id, at_s);
 }
 
 static enum err pull_store(struct store *s, const struct jv *doc, int64_t at_ms, struct error *reterr)
@@ -214,15 +214,15 @@ static enum err pull_store(struct store *s, const struct jv *doc, int64_t at_ms,
     int64_t changes = 0;
     struct str license = text_of(doc, "license_id"), client = text_of(doc, "client");
     bool allowed = str_eq_c(text_of(doc, "decision"), "allow");
-    enum err e = store_exec(s, &changes, reterr,
-                            "INSERT OR IGNORE INTO pulls (event_id, at_ms, vendor_id, customer_id, credential_id, license_id, application_id,"
-                            " repository, reference, tag, digest, decision, reason, client, agent, proxy, method, bytes)"
-                            " VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
-                            "sissssssssszsssssi", text_of(doc, "id"), at_ms, text_of(doc, "vendor_id"), text_of(doc, "customer_id"),
-                            text_of(doc, "credential_id"), license, text_of(doc, "application_id"), text_of(doc, "repository"),
-                            text_of(doc, "reference"), text_of(doc, "tag"), text_of(doc, "digest"), allowed ? "allow" : "deny",
-                            text_of(doc, "reason"), client, text_of(doc, "agent"), text_of(doc, "proxy"), text_of(doc, "method"),
-                            jv_get_int(doc, "bytes", 0));
+    enum err e = store_exec(
+        s, &changes, reterr,
+        "INSERT OR IGNORE INTO pulls (event_id, at_ms, vendor_id, customer_id, credential_id, license_id, application_id,"
+        " repository, reference, tag, digest, decision, reason, client, agent, proxy, method, bytes)"
+        " VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+        "sissssssssszsssssi", text_of(doc, "id"), at_ms, text_of(doc, "vendor_id"), text_of(doc, "customer_id"),
+        text_of(doc, "credential_id"), license, text_of(doc, "application_id"), text_of(doc, "repository"), text_of(doc, "reference"),
+        text_of(doc, "tag"), text_of(doc, "digest"), allowed ? "allow" : "deny", text_of(doc, "reason"), client, text_of(doc, "agent"),
+        text_of(doc, "proxy"), text_of(doc, "method"), jv_get_int(doc, "bytes", 0));
     if (!e && changes && allowed && license.n)
         e = store_exec(s, NULL, reterr,
                        "UPDATE licenses SET first_used_at=CASE WHEN first_used_at=0 THEN ? ELSE first_used_at END,"
@@ -329,7 +329,8 @@ static enum err events_round(struct events *ev, bool old, struct batch *b, size_
             return e; /* not acknowledged: read again */
         }
         if (e) { /* never in the way of what follows */
-            log_limited(&logged_poison, LOG_EVERY_MS, LOG_LEVEL_ERROR, "events: %zu events cannot be stored and are dropped: %s", b->n, err.text);
+            log_limited(&logged_poison, LOG_EVERY_MS, LOG_LEVEL_ERROR, "events: %zu events cannot be stored and are dropped: %s", b->n,
+                        err.text);
             b->bad += b->n;
             b->pulls = b->tags = b->used = 0;
         }

@@ -16,7 +16,7 @@ struct events_state {
 
 /* Starts the thread. admin: cfg, keys and writer are set, and outlive it. */
 struct events *events_start(struct admin *a);
-void events_stop(struct events **e); /* joins; before the writer stops; NULL is fine */
+void events_stop(struct events **e);                           /* joins; before the writer stops; NULL is fine */
 void events_state(struct events *e, struct events_state *ret); /* any thread */
 
 #endif

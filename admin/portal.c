@@ -326,7 +326,8 @@ static enum err repositories_refresh(struct api *rq, const struct str *names, si
         jv_free(doc);
     }
     /* A timeout is no failure: what is known by now is listed. */
-    if (!e && m && rq->admin->sync && sync_repositories(rq->admin->sync, ids, m, rq->admin->cfg->cache.tag_freshness_ms, SYNC_WAIT_MS) != ERR_OK)
+    if (!e && m && rq->admin->sync &&
+        sync_repositories(rq->admin->sync, ids, m, rq->admin->cfg->cache.tag_freshness_ms, SYNC_WAIT_MS) != ERR_OK)
         e = ERR_OK;
     for (size_t i = 0; i < m; i++) {
         union {
@@ -451,8 +452,8 @@ static enum err artifact_print(struct api *rq, const struct artifact *a, struct 
     jv_set_c(o, "digest", a->digest);
     jv_set(o, "platforms", platforms);
     jv_set(o, "size_bytes", jv_null());
-    enum err e = store_query(rq->store, &st, &rq->error, "SELECT platforms, total_bytes FROM manifests WHERE repository_id=? AND digest=?", "zz",
-                             a->repository_id, a->digest);
+    enum err e = store_query(rq->store, &st, &rq->error, "SELECT platforms, total_bytes FROM manifests WHERE repository_id=? AND digest=?",
+                             "zz", a->repository_id, a->digest);
     if (!e)
         e = store_step(st, &row, &rq->error);
     if (!e && row) {
@@ -596,14 +597,15 @@ static enum err portal_licenses(struct api *rq)
     if (e)
         return e;
     struct jv *items = api_list(rq);
-    e = store_query(rq->store, &st, &rq->error,
-                    "SELECT l.id, l.name, a.slug, a.name, l.type, l.status, l.status_reason, l.starts_at, l.expires_at, l.grace_days, l.updates_until,"
-                    " l.key_prefix, l.created_at, v.renew_url, v.support_contact"
-                    " FROM licenses l JOIN applications a ON a.id=l.application_id JOIN vendors v ON v.id=l.vendor_id"
-                    " WHERE l.customer_id=? AND l.archived_at=0 AND (?='' OR l.id=?) AND (NOT ? OR (l.created_at, l.id) > (?, ?))"
-                    " ORDER BY l.created_at, l.id LIMIT ?",
-                    "zzzbizi", rq->customer_id, rq->license_id, rq->license_id, page.has_cursor, page.after_key, page.after_id,
-                    (int64_t)page.limit + 1);
+    e = store_query(
+        rq->store, &st, &rq->error,
+        "SELECT l.id, l.name, a.slug, a.name, l.type, l.status, l.status_reason, l.starts_at, l.expires_at, l.grace_days, l.updates_until,"
+        " l.key_prefix, l.created_at, v.renew_url, v.support_contact"
+        " FROM licenses l JOIN applications a ON a.id=l.application_id JOIN vendors v ON v.id=l.vendor_id"
+        " WHERE l.customer_id=? AND l.archived_at=0 AND (?='' OR l.id=?) AND (NOT ? OR (l.created_at, l.id) > (?, ?))"
+        " ORDER BY l.created_at, l.id LIMIT ?",
+        "zzzbizi", rq->customer_id, rq->license_id, rq->license_id, page.has_cursor, page.after_key, page.after_id,
+        (int64_t)page.limit + 1);
     if (e)
         return e;
     while (!(e = store_step(st, &row, &rq->error)) && row) {
@@ -613,7 +615,8 @@ static enum err portal_licenses(struct api *rq)
         if (!api_page_take(&page, rq->out, store_col_int(st, 12), text))
             break;
         struct jv *l = jv_object(), *a = jv_object(), *grants = jv_array();
-        struct license_terms terms = {.starts_at_s = store_col_int(st, 7), .expires_at_s = store_col_int(st, 8), .grace_days = store_col_int(st, 9)};
+        struct license_terms terms = {
+            .starts_at_s = store_col_int(st, 7), .expires_at_s = store_col_int(st, 8), .grace_days = store_col_int(st, 9)};
         if (!license_status_parse(store_col_str(st, 5), &terms.status))
             terms.status = LICENSE_STATUS_NONE;
         jv_set_str(l, "id", id);
@@ -654,12 +657,13 @@ static enum err portal_credentials(struct api *rq)
         return e;
     struct jv *items = api_list(rq);
     /* A credential of one license sees those of that license, and itself. */
-    e = store_query(rq->store, &st, &rq->error,
-                    "SELECT id, name, prefix, coalesce(license_id,''), allowed_cidrs, created_at, expires_at, revoked_at, last_used_at, last_used_from"
-                    " FROM credentials WHERE customer_id=? AND (?='' OR license_id=? OR id=?) AND (NOT ? OR (created_at, id) > (?, ?))"
-                    " ORDER BY created_at, id LIMIT ?",
-                    "zzzzbizi", rq->customer_id, rq->license_id, rq->license_id, rq->credential_id, page.has_cursor, page.after_key, page.after_id,
-                    (int64_t)page.limit + 1);
+    e = store_query(
+        rq->store, &st, &rq->error,
+        "SELECT id, name, prefix, coalesce(license_id,''), allowed_cidrs, created_at, expires_at, revoked_at, last_used_at, last_used_from"
+        " FROM credentials WHERE customer_id=? AND (?='' OR license_id=? OR id=?) AND (NOT ? OR (created_at, id) > (?, ?))"
+        " ORDER BY created_at, id LIMIT ?",
+        "zzzzbizi", rq->customer_id, rq->license_id, rq->license_id, rq->credential_id, page.has_cursor, page.after_key, page.after_id,
+        (int64_t)page.limit + 1);
     if (e)
         return e;
     while (!(e = store_step(st, &row, &rq->error)) && row) {
@@ -700,12 +704,13 @@ static enum err portal_pulls(struct api *rq)
     uint64_t after = 0;
     if (page.has_cursor && !str_to_u64(str_c(page.after_id), &after))
         return api_fail(rq, ERR_INVALID, "invalid_cursor", "cursor", "cursor: not one that this list gave out");
-    e = store_query(rq->store, &st, &rq->error,
-                    "SELECT id, event_id, at_ms, repository, reference, tag, digest, decision, reason, client, agent, credential_id, license_id"
-                    " FROM pulls WHERE customer_id=? AND (?='' OR license_id=? OR credential_id=?) AND (NOT ? OR (at_ms, id) < (?, ?))"
-                    " ORDER BY at_ms DESC, id DESC LIMIT ?",
-                    "zzzzbiii", rq->customer_id, rq->license_id, rq->license_id, rq->credential_id, page.has_cursor, page.after_key,
-                    (int64_t)after, (int64_t)page.limit + 1);
+    e = store_query(
+        rq->store, &st, &rq->error,
+        "SELECT id, event_id, at_ms, repository, reference, tag, digest, decision, reason, client, agent, credential_id, license_id"
+        " FROM pulls WHERE customer_id=? AND (?='' OR license_id=? OR credential_id=?) AND (NOT ? OR (at_ms, id) < (?, ?))"
+        " ORDER BY at_ms DESC, id DESC LIMIT ?",
+        "zzzzbiii", rq->customer_id, rq->license_id, rq->license_id, rq->credential_id, page.has_cursor, page.after_key, (int64_t)after,
+        (int64_t)page.limit + 1);
     if (e)
         return e;
     while (!(e = store_step(st, &row, &rq->error)) && row) {
@@ -713,8 +718,8 @@ static enum err portal_pulls(struct api *rq)
         snprintf(text, sizeof(text), "%lld", (long long)store_col_int(st, 0));
         if (!api_page_take(&page, rq->out, store_col_int(st, 2), text))
             break;
-        static const char *const KEYS[] = {"repository", "reference", "tag", "digest", "decision", "reason", "client", "agent", "credential_id",
-                                           "license_id"};
+        static const char *const KEYS[] = {"repository", "reference", "tag",   "digest",        "decision",
+                                           "reason",     "client",    "agent", "credential_id", "license_id"};
         struct jv *p = jv_object();
         jv_set_str(p, "id", store_col_str(st, 1));
         jv_set_c(p, "at", clock_rfc3339_ms(store_col_int(st, 2), at));
@@ -741,7 +746,10 @@ static const struct field ARTIFACT_FIELDS[] = {
     {.name = "tag", .type = FIELD_STRING},
     {.name = "digest", .type = FIELD_STRING},
     {.name = "platforms", .type = FIELD_STRINGS},
-    {.name = "size_bytes", .type = FIELD_INT, .flags = FIELD_NULL, .about = "everything that is pulled, all platforms; null: not looked at yet"},
+    {.name = "size_bytes",
+     .type = FIELD_INT,
+     .flags = FIELD_NULL,
+     .about = "everything that is pulled, all platforms; null: not looked at yet"},
     {.name = "commands", .type = FIELD_STRINGS, .about = "to copy: by tag and by digest"},
     {0},
 };

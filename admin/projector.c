@@ -21,26 +21,26 @@
 #include "pullgate/store.h"
 #include "pullgate/str.h"
 
-static const unsigned ROOT_EVERY_MS = 1000;      /* the root's time is renewed this often; docs/REDIS.md */
-static const unsigned BACKOFF_MIN_MS = 50;       /* after a failure, doubled up to ... */
-static const unsigned BACKOFF_MAX_MS = 1000;     /* ... so that a Redis that comes back is full again within seconds */
-static const unsigned LOG_EVERY_MS = 10000;      /* one line in this time while a failure lasts */
-static const unsigned REDIS_DEADLINE_MS = 2000;  /* of one blocking command; a batch of a rebuild takes tens of ms */
-static const size_t BATCH_FACTS = 500;           /* of a rebuild: facts in one MSET ... */
-static const size_t BATCH_BYTES = 1024 * 1024;   /* ... or bytes, so that Redis is never busy for long with one */
-static const uint64_t CHANGES_MAX = 20000;       /* more than so many wait: writing everything is quicker */
-static const int64_t CHANGES_AT_ONCE = 500;      /* facts in one transaction; more follow in the next */
-#define BUCKETS_AT_ONCE 64                       /* bucket values in one MSET or MGET; divides PROJECTION_BUCKETS */
-static const unsigned SCRUB_EVERY_MS = 5000;     /* a page of values is compared with the store this often */
-static const int64_t SCRUB_FACTS = 100;          /* facts of that page */
-static const unsigned VERIFY_EVERY_MS = 20;      /* ... and while adopted values are checked, so often ... */
-static const int64_t VERIFY_FACTS = 200;         /* ... and so many */
+static const unsigned ROOT_EVERY_MS = 1000;               /* the root's time is renewed this often; docs/REDIS.md */
+static const unsigned BACKOFF_MIN_MS = 50;                /* after a failure, doubled up to ... */
+static const unsigned BACKOFF_MAX_MS = 1000;              /* ... so that a Redis that comes back is full again within seconds */
+static const unsigned LOG_EVERY_MS = 10000;               /* one line in this time while a failure lasts */
+static const unsigned REDIS_DEADLINE_MS = 2000;           /* of one blocking command; a batch of a rebuild takes tens of ms */
+static const size_t BATCH_FACTS = 500;                    /* of a rebuild: facts in one MSET ... */
+static const size_t BATCH_BYTES = 1024 * 1024;            /* ... or bytes, so that Redis is never busy for long with one */
+static const uint64_t CHANGES_MAX = 20000;                /* more than so many wait: writing everything is quicker */
+static const int64_t CHANGES_AT_ONCE = 500;               /* facts in one transaction; more follow in the next */
+#define BUCKETS_AT_ONCE 64                                /* bucket values in one MSET or MGET; divides PROJECTION_BUCKETS */
+static const unsigned SCRUB_EVERY_MS = 5000;              /* a page of values is compared with the store this often */
+static const int64_t SCRUB_FACTS = 100;                   /* facts of that page */
+static const unsigned VERIFY_EVERY_MS = 20;               /* ... and while adopted values are checked, so often ... */
+static const int64_t VERIFY_FACTS = 200;                  /* ... and so many */
 static const uint64_t EPOCH_JUMP_MAX = UINT64_C(1) << 62; /* what a signed 64-bit id can still count on from */
-static const unsigned PRUNE_EVERY_MS = 600000;   /* projected outbox rows are of no more use ... */
-static const int64_t PRUNE_KEEP = 10000;         /* ... but to people who look what happened: the newest stay */
+static const unsigned PRUNE_EVERY_MS = 600000;            /* projected outbox rows are of no more use ... */
+static const int64_t PRUNE_KEEP = 10000;                  /* ... but to people who look what happened: the newest stay */
 static const int64_t PRUNE_AT_ONCE = 5000;
-static const size_t STALE_MAX = 1000;            /* facts that get another epoch in one transaction */
-static const unsigned SCRUB_BUCKETS = 8;         /* buckets compared at the same time */
+static const size_t STALE_MAX = 1000;    /* facts that get another epoch in one transaction */
+static const unsigned SCRUB_BUCKETS = 8; /* buckets compared at the same time */
 
 struct entry {
     char *fact;
@@ -170,7 +170,7 @@ struct commands {
     size_t n_args, cap_args;
     struct {
         size_t first, n;
-    } *cmds;
+    } * cmds;
     size_t n_cmds, cap_cmds;
     size_t bytes;
 };
@@ -358,7 +358,8 @@ static enum err stale_flush(struct projector *p, struct error *reterr)
     static unsigned long long logged;
     if (!p->n_stale)
         return ERR_OK;
-    log_limited(&logged, LOG_EVERY_MS, LOG_LEVEL_WARN, "projector: %zu facts said something else than was written; they count as changed", p->n_stale);
+    log_limited(&logged, LOG_EVERY_MS, LOG_LEVEL_WARN, "projector: %zu facts said something else than was written; they count as changed",
+                p->n_stale);
     enum err e = db_run(p->writer, DB_TRANSACTION, stale_store, &p->stale, reterr);
     sb_reset(&p->stale);
     p->n_stale = 0;
@@ -425,7 +426,8 @@ static enum err fact_compile(struct projector *p, struct str fact, struct strbuf
             *reterr = err;
         return e;
     }
-    log_limited(&logged, LOG_EVERY_MS, LOG_LEVEL_ERROR, "projector: %.*s cannot be compiled, its requests get 503: %s", STR(fact), err.text);
+    log_limited(&logged, LOG_EVERY_MS, LOG_LEVEL_ERROR, "projector: %.*s cannot be compiled, its requests get 503: %s", STR(fact),
+                err.text);
     *ret_exists = true;
     *ret_has_value = false;
     return ERR_OK;
@@ -478,8 +480,8 @@ static bool changes_are_many(struct projector *p)
 {
     struct store_stmt *st;
     bool row = false;
-    if (store_query(p->store, &st, NULL, "SELECT count(*) FROM (SELECT 1 FROM fact_epochs WHERE epoch > ? LIMIT ?)", "ii", (int64_t)p->root.epoch,
-                    (int64_t)CHANGES_MAX + 1))
+    if (store_query(p->store, &st, NULL, "SELECT count(*) FROM (SELECT 1 FROM fact_epochs WHERE epoch > ? LIMIT ?)", "ii",
+                    (int64_t)p->root.epoch, (int64_t)CHANGES_MAX + 1))
         return false;
     bool many = store_step(st, &row, NULL) == ERR_OK && row && store_col_int(st, 0) > (int64_t)CHANGES_MAX;
     store_done(&st);
@@ -747,7 +749,8 @@ static enum err epoch_jump(struct store *s, void *arg, struct error *reterr)
     enum err e = outbox_epoch(s, &max, reterr);
     if (e || max > *seen)
         return e;
-    e = store_exec(s, NULL, reterr, "INSERT INTO outbox (id, created_ms, fact) VALUES (?,?,'u:restored')", "ii", (int64_t)*seen, clock_now_ms());
+    e = store_exec(s, NULL, reterr, "INSERT INTO outbox (id, created_ms, fact) VALUES (?,?,'u:restored')", "ii", (int64_t)*seen,
+                   clock_now_ms());
     return e ? e : outbox_put(s, S("u:restored"), false, reterr);
 }
 
@@ -771,8 +774,9 @@ static enum err rebuild(struct projector *p, struct error *reterr)
     }
     e = outbox_epoch(p->store, &max, reterr);
     if (!e && foreign > max && foreign < EPOCH_JUMP_MAX) {
-        log_error("projector: Redis knew change %llu, the store only %llu: the store is an older copy; its changes are counted on from there",
-                  (unsigned long long)foreign, (unsigned long long)max);
+        log_error(
+            "projector: Redis knew change %llu, the store only %llu: the store is an older copy; its changes are counted on from there",
+            (unsigned long long)foreign, (unsigned long long)max);
         e = db_run(p->writer, DB_TRANSACTION, epoch_jump, &foreign, reterr);
     }
     if (e)
@@ -993,7 +997,6 @@ static enum err adopt(struct projector *p, struct error *reterr)
         if (!same)
             goto out;
     }
-    same = false;
     e = store_begin(p->store, reterr);
     if (e)
         goto out;

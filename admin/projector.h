@@ -12,14 +12,14 @@ struct keyring;
 struct projector;
 
 struct projector_state {
-    bool redis_up;          /* the newest round reached Redis */
-    bool in_sync;           /* Redis holds a root that this process wrote, as far as the newest look says */
-    uint64_t outbox_max;    /* newest change known */
-    uint64_t projected;     /* newest change that stands in Redis; 0 before the first projection */
-    uint64_t lag;           /* outbox_max - projected */
-    uint64_t facts;         /* facts that exist */
-    uint64_t rebuilds;      /* since start, the first one included */
-    uint64_t repaired;      /* values found missing or altered and written again */
+    bool redis_up;       /* the newest round reached Redis */
+    bool in_sync;        /* Redis holds a root that this process wrote, as far as the newest look says */
+    uint64_t outbox_max; /* newest change known */
+    uint64_t projected;  /* newest change that stands in Redis; 0 before the first projection */
+    uint64_t lag;        /* outbox_max - projected */
+    uint64_t facts;      /* facts that exist */
+    uint64_t rebuilds;   /* since start, the first one included */
+    uint64_t repaired;   /* values found missing or altered and written again */
 };
 
 /* Starts the thread. All must outlive it; projector_stop() before the writer stops. writer is used for one thing: a store that was

@@ -29,25 +29,25 @@
 #include "pullgate/upstream.h"
 #include "tags.h"
 
-static const unsigned TICK_MS = 500;               /* due repositories are looked for this often */
-static const size_t ROUNDS_AT_ONCE = 8;            /* repositories */
-static const size_t ROUNDS_PER_UPSTREAM = 4;       /* of these at one upstream */
-#define TASKS_PER_ROUND 4                          /* requests at once for one repository */
-static const size_t RESOLVE_ALL = 200;             /* known tags up to which every one is looked at in each round ... */
-static const size_t RESOLVE_PART = 100;            /* ... above that, so many of them, in turn */
-static const size_t CHANGES_PER_ROUND = 1000;      /* tags and manifests in one transaction; the next round follows at once */
-static const unsigned BACKOFF_MAX_MS = 600000;     /* after failures the interval doubles up to this */
-static const unsigned RETRY_MIN_MS = 1000;         /* of a repository whose round failed with interval 0 or a busy writer */
-static const unsigned SYNCED_AT_FLUSH_MS = 60000;  /* synced_at of rounds without any change is written together, this often */
+static const unsigned TICK_MS = 500;              /* due repositories are looked for this often */
+static const size_t ROUNDS_AT_ONCE = 8;           /* repositories */
+static const size_t ROUNDS_PER_UPSTREAM = 4;      /* of these at one upstream */
+#define TASKS_PER_ROUND 4                         /* requests at once for one repository */
+static const size_t RESOLVE_ALL = 200;            /* known tags up to which every one is looked at in each round ... */
+static const size_t RESOLVE_PART = 100;           /* ... above that, so many of them, in turn */
+static const size_t CHANGES_PER_ROUND = 1000;     /* tags and manifests in one transaction; the next round follows at once */
+static const unsigned BACKOFF_MAX_MS = 600000;    /* after failures the interval doubles up to this */
+static const unsigned RETRY_MIN_MS = 1000;        /* of a repository whose round failed with interval 0 or a busy writer */
+static const unsigned SYNCED_AT_FLUSH_MS = 60000; /* synced_at of rounds without any change is written together, this often */
 static const unsigned REDIS_DEADLINE_MS = 500;
-static const unsigned REDIS_PAUSE_MS = 5000;       /* after a failure of Redis */
-#define CLOSURE_TTL_S "2592000"                    /* 30 days: a closure in use is written again long before */
+static const unsigned REDIS_PAUSE_MS = 5000; /* after a failure of Redis */
+#define CLOSURE_TTL_S "2592000"              /* 30 days: a closure in use is written again long before */
 static const size_t EXISTS_AT_ONCE = 500;
 static const size_t TAGS_BYTES = 16u * 1024 * 1024;
 static const unsigned BREAKER_FAILURES = 5, BREAKER_MS = 10000;
-#define CONFIG_BYTES (1024u * 1024)                /* of an image's configuration, read for its platform */
-static const size_t ERROR_TEXT_MAX = 300;          /* of repositories.sync_error */
-static const int64_t CREATED_MIN_S = 946684800;    /* 2000-01-01: earlier dates in annotations are placeholders of build tools */
+#define CONFIG_BYTES (1024u * 1024)             /* of an image's configuration, read for its platform */
+static const size_t ERROR_TEXT_MAX = 300;       /* of repositories.sync_error */
+static const int64_t CREATED_MIN_S = 946684800; /* 2000-01-01: earlier dates in annotations are placeholders of build tools */
 
 struct up { /* one upstream as of its fact */
     struct up *next;
@@ -74,16 +74,16 @@ struct round;
 
 struct repo {
     char *id, *application_id, *upstream_id, *upstream_repository, *tag_template;
-    char *sync_error;     /* as stored */
-    int64_t synced_at;    /* as stored */
-    int64_t looked_at_s;  /* end of the newest round that reached the upstream, wall clock */
-    uint64_t began_ms;    /* start of the newest finished round; 0: none */
+    char *sync_error;    /* as stored */
+    int64_t synced_at;   /* as stored */
+    int64_t looked_at_s; /* end of the newest round that reached the upstream, wall clock */
+    uint64_t began_ms;   /* start of the newest finished round; 0: none */
     uint64_t due_ms;
     unsigned failures;
-    size_t rotate;        /* where the next part of the known tags begins */
+    size_t rotate; /* where the next part of the known tags begins */
     struct want *wants;
-    struct round *round;  /* running */
-    bool seen;            /* while the list is loaded */
+    struct round *round; /* running */
+    bool seen;           /* while the list is loaded */
     bool synced_at_dirty;
 };
 
@@ -122,8 +122,8 @@ struct task {
 
 struct tag {
     char *name;
-    char *known;   /* digest in the store, NULL none */
-    bool chosen;   /* resolved in this round */
+    char *known; /* digest in the store, NULL none */
+    bool chosen; /* resolved in this round */
     bool resolved, gone;
     char digest[DIGEST_TEXT_MAX];
     enum media_type media_type;
@@ -134,7 +134,7 @@ struct tag {
 struct build { /* the closure of one top manifest */
     struct digest root;
     struct closure closure;
-    unsigned char *depth; /* of each node */
+    unsigned char *depth;   /* of each node */
     size_t cap_depth, next; /* next: nodes before it are settled */
     bool whole, failed, done;
     enum media_type media_type;
@@ -161,10 +161,10 @@ struct round {
     bool building;
     struct task tasks[TASKS_PER_ROUND];
     size_t busy;
-    bool more;              /* work was left for the next round */
+    bool more; /* work was left for the next round */
     enum err err;
     char error[400];
-    bool unreached;         /* the upstream could not be asked at all */
+    bool unreached; /* the upstream could not be asked at all */
     unsigned retry_after_s;
     /* of the write */
     bool write_synced_at;
@@ -518,8 +518,8 @@ static void round_over(struct round *r)
 
 /* ---- a round: closures in Redis ---------------------------------------------------------------- */
 
-static enum err redis_set_closure(struct sync *s, struct str repository_id, const struct digest *root, const struct closure *c, int64_t built_at_s,
-                                  struct error *reterr)
+static enum err redis_set_closure(struct sync *s, struct str repository_id, const struct digest *root, const struct closure *c,
+                                  int64_t built_at_s, struct error *reterr)
 {
     struct strbuf key = {0}, payload = {0}, value = {0};
     const struct cache_reply *ignored;
@@ -542,8 +542,9 @@ static enum err closure_load(struct sync *s, const char *repository_id, const ch
     struct node n = {.kind = NODE_MANIFEST};
     bool row;
     *ret_found = false;
-    enum err e = store_query(s->store, &st, reterr, "SELECT media_type, size, built_at FROM manifests WHERE repository_id=? AND digest=? AND built_at>0",
-                             "zz", repository_id, digest);
+    enum err e = store_query(s->store, &st, reterr,
+                             "SELECT media_type, size, built_at FROM manifests WHERE repository_id=? AND digest=? AND built_at>0", "zz",
+                             repository_id, digest);
     if (e)
         return e;
     e = store_step(st, &row, reterr);
@@ -557,8 +558,9 @@ static enum err closure_load(struct sync *s, const char *repository_id, const ch
     if (e || !*ret_found)
         return e;
     closure_add(ret, &n); /* root first */
-    e = store_query(s->store, &st, reterr, "SELECT kind, digest, media_type, size FROM closure_nodes WHERE repository_id=? AND root_digest=?", "zz",
-                    repository_id, digest);
+    e = store_query(s->store, &st, reterr,
+                    "SELECT kind, digest, media_type, size FROM closure_nodes WHERE repository_id=? AND root_digest=?", "zz", repository_id,
+                    digest);
     while (!e && !(e = store_step(st, &row, reterr)) && row) {
         struct node m = {.kind = str_eq_c(store_col_str(st, 0), "m") ? NODE_MANIFEST : NODE_BLOB, .size = (uint64_t)store_col_int(st, 3)};
         m.media_type = media_type_parse(store_col_str(st, 2));
@@ -695,17 +697,19 @@ static enum err build_store(struct store *s, struct round *r, const struct build
             total = INT64_MAX;
     enum err e = store_exec(s, NULL, reterr, "DELETE FROM manifests WHERE repository_id=? AND digest=?", "zz", r->repository_id, root);
     if (!e)
-        e = store_exec(s, NULL, reterr,
-                       "INSERT INTO manifests (repository_id, digest, media_type, size, artifact_type, platforms, total_bytes, annotations, built_at)"
-                       " VALUES (?,?,?,?,?,?,?,?,?)",
-                       "zzzizzizi", r->repository_id, root, media_type_text(b->media_type), (int64_t)b->size, b->artifact_type ? b->artifact_type : "",
-                       b->platforms ? b->platforms : "", (int64_t)total, b->annotations ? b->annotations : "", b->whole ? r->now_s : (int64_t)0);
+        e = store_exec(
+            s, NULL, reterr,
+            "INSERT INTO manifests (repository_id, digest, media_type, size, artifact_type, platforms, total_bytes, annotations, built_at)"
+            " VALUES (?,?,?,?,?,?,?,?,?)",
+            "zzzizzizi", r->repository_id, root, media_type_text(b->media_type), (int64_t)b->size, b->artifact_type ? b->artifact_type : "",
+            b->platforms ? b->platforms : "", (int64_t)total, b->annotations ? b->annotations : "", b->whole ? r->now_s : (int64_t)0);
     for (size_t i = 0; !e && i < b->closure.n; i++) {
         const struct node *n = &b->closure.nodes[i];
-        e = store_exec(s, NULL, reterr,
-                       "INSERT OR IGNORE INTO closure_nodes (repository_id, root_digest, kind, digest, media_type, size) VALUES (?,?,?,?,?,?)", "zzzzzi",
-                       r->repository_id, root, n->kind == NODE_MANIFEST ? "m" : "b", digest_text(&n->digest, text),
-                       n->kind == NODE_MANIFEST ? media_type_text(n->media_type) : "", (int64_t)n->size);
+        e = store_exec(
+            s, NULL, reterr,
+            "INSERT OR IGNORE INTO closure_nodes (repository_id, root_digest, kind, digest, media_type, size) VALUES (?,?,?,?,?,?)",
+            "zzzzzi", r->repository_id, root, n->kind == NODE_MANIFEST ? "m" : "b", digest_text(&n->digest, text),
+            n->kind == NODE_MANIFEST ? media_type_text(n->media_type) : "", (int64_t)n->size);
     }
     return e;
 }
@@ -751,8 +755,8 @@ static enum err round_store(struct store *s, void *arg, struct error *reterr)
         }
     }
     if (!e && r->write_synced_at)
-        e = store_exec(s, NULL, reterr, "UPDATE repositories SET synced_at=CASE WHEN ? THEN ? ELSE synced_at END, sync_error=? WHERE id=?", "bizz",
-                       !r->unreached, r->now_s, r->error, r->repository_id);
+        e = store_exec(s, NULL, reterr, "UPDATE repositories SET synced_at=CASE WHEN ? THEN ? ELSE synced_at END, sync_error=? WHERE id=?",
+                       "bizz", !r->unreached, r->now_s, r->error, r->repository_id);
     return e;
 }
 
@@ -853,7 +857,8 @@ static void task_step(struct task *t);
 
 static bool is_image_config(const char *type)
 {
-    return strcmp(type, "application/vnd.oci.image.config.v1+json") == 0 || strcmp(type, "application/vnd.docker.container.image.v1+json") == 0;
+    return strcmp(type, "application/vnd.oci.image.config.v1+json") == 0 ||
+           strcmp(type, "application/vnd.docker.container.image.v1+json") == 0;
 }
 
 static bool platform_part(struct str s)
@@ -1029,8 +1034,8 @@ static enum err builds_choose(struct round *r, struct error *reterr)
         bool row;
         if ((i && strcmp(digests[i - 1], digests[i]) == 0) || digest_parse(str_c(digests[i]), &d, NULL))
             continue;
-        e = store_query(s->store, &st, reterr, "SELECT 1 FROM manifests WHERE repository_id=? AND digest=? AND (built_at>0 OR ?)", "zzb", r->repo->id,
-                        digests[i], !r->repo->wants && r->repo->rotate % 16 != 0);
+        e = store_query(s->store, &st, reterr, "SELECT 1 FROM manifests WHERE repository_id=? AND digest=? AND (built_at>0 OR ?)", "zzb",
+                        r->repo->id, digests[i], !r->repo->wants && r->repo->rotate % 16 != 0);
         if (e)
             break;
         e = store_step(st, &row, reterr);
@@ -1070,7 +1075,8 @@ static void round_next(struct round *r)
                     break;
                 *t = (struct task){.round = r, .kind = TASK_RESOLVE, .index = r->next_tag++};
                 r->busy++;
-                t->op = upstream_manifest(r->upstream, str_c(r->repo->upstream_repository), str_c(r->tags[t->index].name), true, on_resolved, t);
+                t->op = upstream_manifest(r->upstream, str_c(r->repo->upstream_repository), str_c(r->tags[t->index].name), true,
+                                          on_resolved, t);
             } else if (r->next_build < r->n_builds) {
                 *t = (struct task){.round = r, .kind = TASK_BUILD, .index = r->next_build++};
                 r->busy++;
@@ -1121,8 +1127,8 @@ static enum err tags_known(struct round *r, struct error *reterr)
     struct store_stmt *st;
     bool row;
     size_t listed = r->n_tags, cap = r->n_tags;
-    enum err e = store_query(r->sync->store, &st, reterr, "SELECT tag, digest FROM tag_history WHERE repository_id=? AND last_seen_at=0", "z",
-                             r->repo->id);
+    enum err e = store_query(r->sync->store, &st, reterr, "SELECT tag, digest FROM tag_history WHERE repository_id=? AND last_seen_at=0",
+                             "z", r->repo->id);
     if (e)
         return e;
     while (!(e = store_step(st, &row, reterr)) && row) {
@@ -1271,7 +1277,8 @@ static enum err flush_store(struct store *s, void *arg, struct error *reterr)
     struct flush *f = arg;
     enum err e = ERR_OK;
     for (size_t i = 0; !e && i < f->n; i++)
-        e = store_exec(s, NULL, reterr, "UPDATE repositories SET synced_at=? WHERE id=? AND synced_at<?", "izi", f->at_s[i], f->ids[i], f->at_s[i]);
+        e = store_exec(s, NULL, reterr, "UPDATE repositories SET synced_at=? WHERE id=? AND synced_at<?", "izi", f->at_s[i], f->ids[i],
+                       f->at_s[i]);
     return e;
 }
 

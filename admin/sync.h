@@ -21,7 +21,7 @@ struct sync_state {
 
 /* Starts the thread. admin: cfg, keys and writer are set, and outlive it. With sync_interval 0 it only works when asked. */
 struct sync *sync_start(struct admin *a);
-void sync_stop(struct sync **s); /* joins; before the writer stops; NULL is fine */
+void sync_stop(struct sync **s);                         /* joins; before the writer stops; NULL is fine */
 void sync_state(struct sync *s, struct sync_state *ret); /* any thread */
 
 /* Look at these repositories (ids) now, but for those looked at less than max_age_ms ago, and wait for it at most wait_ms

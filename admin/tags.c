@@ -31,10 +31,11 @@ static void repository_free(struct repository *r)
 static enum err repository_load(struct store *s, struct str id, struct repository *ret, bool *ret_found, struct error *reterr)
 {
     struct store_stmt *st;
-    enum err e = store_query(s, &st, reterr,
-                             "SELECT r.name, r.application_id, r.tag_template FROM repositories r JOIN applications a ON a.id=r.application_id"
-                             " WHERE r.id=? AND a.archived_at=0",
-                             "s", id);
+    enum err e =
+        store_query(s, &st, reterr,
+                    "SELECT r.name, r.application_id, r.tag_template FROM repositories r JOIN applications a ON a.id=r.application_id"
+                    " WHERE r.id=? AND a.archived_at=0",
+                    "s", id);
     if (e)
         return e;
     e = store_step(st, ret_found, reterr);
@@ -119,8 +120,8 @@ static enum err candidate_fill(struct store *s, const struct repository *r, stru
 }
 
 /* Bind one grant to the first digest that the tag resolved to since the grant. */
-static enum err pin_tag(struct store *s, const struct entitlement *ent, const struct license *l, const struct grant *g, const struct repository *r,
-                        struct str tag, int64_t now_s, bool *pinned, struct error *reterr)
+static enum err pin_tag(struct store *s, const struct entitlement *ent, const struct license *l, const struct grant *g,
+                        const struct repository *r, struct str tag, int64_t now_s, bool *pinned, struct error *reterr)
 {
     struct store_stmt *st;
     struct strbuf version = {0}, channel = {0};
@@ -133,9 +134,10 @@ static enum err pin_tag(struct store *s, const struct entitlement *ent, const st
     enum err e = candidate_fill(s, r, tag, &c, &version, &channel, reterr);
     if (e)
         goto out;
-    e = store_query(s, &st, reterr,
-                    "SELECT digest FROM tag_history WHERE repository_id=? AND tag=? AND (last_seen_at=0 OR last_seen_at>=?) ORDER BY id LIMIT 1",
-                    "zsi", r->id, tag, g->granted_at_s);
+    e = store_query(
+        s, &st, reterr,
+        "SELECT digest FROM tag_history WHERE repository_id=? AND tag=? AND (last_seen_at=0 OR last_seen_at>=?) ORDER BY id LIMIT 1", "zsi",
+        r->id, tag, g->granted_at_s);
     if (e)
         goto out;
     e = store_step(st, &row, reterr);
@@ -147,8 +149,9 @@ static enum err pin_tag(struct store *s, const struct entitlement *ent, const st
     if (!grant_selects(ent, l, g, str_c(r->name), &c, now_s))
         goto out;
     int64_t changes = 0;
-    e = store_exec(s, &changes, reterr, "INSERT OR IGNORE INTO grant_pins (grant_id, repository_id, tag, digest, pinned_at) VALUES (?,?,?,?,?)",
-                   "szszi", g->id, r->id, tag, digest, now_s);
+    e = store_exec(s, &changes, reterr,
+                   "INSERT OR IGNORE INTO grant_pins (grant_id, repository_id, tag, digest, pinned_at) VALUES (?,?,?,?,?)", "szszi", g->id,
+                   r->id, tag, digest, now_s);
     if (!e && changes)
         *pinned = true;
 out:
@@ -307,7 +310,8 @@ enum err tags_pin_license(struct store *s, struct str license_id, int64_t now_s,
 
 /* The version of a tag was seen upstream: make its row, or set its first sighting. *ret_shared: other repositories of the
  * application may show another release date. */
-static enum err version_seen(struct store *s, const struct repository *r, struct str tag, int64_t at_s, bool *ret_shared, struct error *reterr)
+static enum err version_seen(struct store *s, const struct repository *r, struct str tag, int64_t at_s, bool *ret_shared,
+                             struct error *reterr)
 {
     struct store_stmt *st;
     struct strbuf version = {0}, channel = {0};
@@ -367,9 +371,10 @@ enum err tags_seen(struct store *s, const struct tag_sighting *t, bool *ret_chan
         goto out;
 
     bool same = false;
-    e = store_query(s, &st, reterr,
-                    "SELECT id, digest, first_seen_at, last_seen_at FROM tag_history WHERE repository_id=? AND tag=? ORDER BY id DESC LIMIT 1", "zs",
-                    r.id, t->tag);
+    e = store_query(
+        s, &st, reterr,
+        "SELECT id, digest, first_seen_at, last_seen_at FROM tag_history WHERE repository_id=? AND tag=? ORDER BY id DESC LIMIT 1", "zs",
+        r.id, t->tag);
     if (e)
         goto out;
     e = store_step(st, &row, reterr);
@@ -388,14 +393,15 @@ enum err tags_seen(struct store *s, const struct tag_sighting *t, bool *ret_chan
         e = store_exec(s, NULL, reterr, "UPDATE tag_history SET last_seen_at=? WHERE id=?", "ii", t->at_s, current);
     if (!e)
         e = store_exec(s, NULL, reterr,
-                       "INSERT INTO tag_history (repository_id, tag, digest, media_type, size, first_seen_at) VALUES (?,?,?,?,?,?)", "zsssii", r.id,
-                       t->tag, t->digest, t->media_type, (int64_t)t->size, t->at_s);
+                       "INSERT INTO tag_history (repository_id, tag, digest, media_type, size, first_seen_at) VALUES (?,?,?,?,?,?)",
+                       "zsssii", r.id, t->tag, t->digest, t->media_type, (int64_t)t->size, t->at_s);
     if (!e)
         e = version_seen(s, &r, t->tag, t->at_s, &shared, reterr);
     if (!e)
         e = pin_tag_everywhere(s, &r, t->tag, t->at_s, reterr);
     if (!e)
-        e = shared ? outbox_put_tags_of_application(s, str_c(r.application_id), reterr) : outbox_put_kind(s, 't', str_c(r.id), true, reterr);
+        e = shared ? outbox_put_tags_of_application(s, str_c(r.application_id), reterr)
+                   : outbox_put_kind(s, 't', str_c(r.id), true, reterr);
     if (!e)
         *ret_changed = true;
 out:
@@ -408,8 +414,8 @@ enum err tags_gone(struct store *s, struct str repository_id, struct str tag, in
     int64_t changes = 0;
     *ret_changed = false;
     enum err e = store_exec(s, &changes, reterr,
-                            "UPDATE tag_history SET last_seen_at=? WHERE repository_id=? AND tag=? AND last_seen_at=0 AND first_seen_at<=?", "issi",
-                            at_s, repository_id, tag, at_s);
+                            "UPDATE tag_history SET last_seen_at=? WHERE repository_id=? AND tag=? AND last_seen_at=0 AND first_seen_at<=?",
+                            "issi", at_s, repository_id, tag, at_s);
     if (!e && changes) {
         e = outbox_put_kind(s, 't', repository_id, true, reterr);
         if (!e)

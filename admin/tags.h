@@ -20,7 +20,8 @@ struct tag_sighting {
  * known of the tag: ignored. *ret_changed: something was written. ERR_OK also for a repository that is gone. */
 enum err tags_seen(struct store *s, const struct tag_sighting *t, bool *ret_changed, struct error *reterr) MUST_USE;
 /* The tag is gone upstream, as of at_s. */
-enum err tags_gone(struct store *s, struct str repository_id, struct str tag, int64_t at_s, bool *ret_changed, struct error *reterr) MUST_USE;
+enum err tags_gone(struct store *s, struct str repository_id, struct str tag, int64_t at_s, bool *ret_changed,
+                   struct error *reterr) MUST_USE;
 /* A license's grants were made or changed: those that pin bind to what the tags resolve to now. Writes c: into the outbox when
  * something was bound. */
 enum err tags_pin_license(struct store *s, struct str license_id, int64_t now_s, struct error *reterr) MUST_USE;

@@ -39,7 +39,8 @@ static void fill(void)
     sql("INSERT INTO applications (id, vendor_id, slug, name, created_at, updated_at) VALUES ('app_1','ven_1','shop','Shop',1,1),"
         "('app_2','ven_1','old','Old',1,1)");
     sql("UPDATE applications SET archived_at=5 WHERE id='app_2'");
-    sql("INSERT INTO repositories (id, application_id, name, upstream_id, upstream_repository, kind, tag_template, created_at, updated_at) VALUES"
+    sql("INSERT INTO repositories (id, application_id, name, upstream_id, upstream_repository, kind, tag_template, created_at, updated_at) "
+        "VALUES"
         " ('rep_1','app_1','shop/api','up_1','acme/api','image','v{version}',1,1),"
         " ('rep_2','app_1','shop/chart','up_1','acme/chart','chart','{version}',1,1),"
         " ('rep_3','app_2','old/x','up_1','acme/x','image','{version}',1,1)");
@@ -47,13 +48,15 @@ static void fill(void)
         " ('cus_2','ven_1','two','Two',1,1), ('cus_3','ven_1','three','Three',1,1)");
     sql("UPDATE customers SET disabled=1 WHERE id='cus_2'");
     sql("UPDATE customers SET archived_at=9 WHERE id='cus_3'");
-    sql("INSERT INTO licenses (id, vendor_id, customer_id, application_id, name, status, key_prefix, key_hash, allowed_cidrs, expires_at, created_at, updated_at)"
+    sql("INSERT INTO licenses (id, vendor_id, customer_id, application_id, name, status, key_prefix, key_hash, allowed_cidrs, expires_at, "
+        "created_at, updated_at)"
         " VALUES ('lic_1','ven_1','cus_1','app_1','Prod','active','PREFIX','hash_l1','[\"10.0.0.0/8\"]',4000000000,10,10),"
         " ('lic_2','ven_1','cus_1','app_1','Gone','active','','hash_l2','[]',0,11,11)");
     sql("UPDATE licenses SET archived_at=12 WHERE id='lic_2'");
     sql("INSERT INTO grants (id, license_id, selector, value, repositories, on_move, created_at) VALUES"
         " ('gr_1','lic_1','range','^1','[]','follow',20), ('gr_2','lic_1','exact','2.0.0','[\"shop/api\"]','pin',30)");
-    sql("INSERT INTO credentials (id, customer_id, license_id, name, hash, prefix, allowed_cidrs, created_at, expires_at, revoked_at) VALUES"
+    sql("INSERT INTO credentials (id, customer_id, license_id, name, hash, prefix, allowed_cidrs, created_at, expires_at, revoked_at) "
+        "VALUES"
         " ('crd_1','cus_1',NULL,'ci','h1','pgc_1','[]',1,0,0), ('crd_2','cus_1','lic_1','bound','h2','pgc_2','[\"1.2.3.4\"]',1,77,0),"
         " ('crd_3','cus_1',NULL,'revoked','h3','pgc_3','[]',1,0,50), ('crd_4','cus_2',NULL,'disabled','h4','pgc_4','[]',1,0,0),"
         " ('crd_5','cus_3',NULL,'archived','h5','pgc_5','[]',1,0,0)");
@@ -110,35 +113,44 @@ static void test_facts(void **state)
     static const struct {
         const char *fact, *payload;
     } rows[] = {
-        {"k:h1", "{\"id\":\"crd_1\",\"kind\":\"credential\",\"customer_id\":\"cus_1\",\"customer_slug\":\"acme \\\"q\\\"\",\"vendor_id\":\"ven_1\","
-                 "\"license_id\":\"\",\"name\":\"ci\",\"expires_at\":0,\"allowed_cidrs\":[]}"},
+        {"k:h1",
+         "{\"id\":\"crd_1\",\"kind\":\"credential\",\"customer_id\":\"cus_1\",\"customer_slug\":\"acme \\\"q\\\"\",\"vendor_id\":\"ven_1\","
+         "\"license_id\":\"\",\"name\":\"ci\",\"expires_at\":0,\"allowed_cidrs\":[]}"},
         /* an expired credential keeps its fact, so that the refusal can say so */
-        {"k:h2", "{\"id\":\"crd_2\",\"kind\":\"credential\",\"customer_id\":\"cus_1\",\"customer_slug\":\"acme \\\"q\\\"\",\"vendor_id\":\"ven_1\","
-                 "\"license_id\":\"lic_1\",\"name\":\"bound\",\"expires_at\":77,\"allowed_cidrs\":[\"1.2.3.4\"]}"},
+        {"k:h2",
+         "{\"id\":\"crd_2\",\"kind\":\"credential\",\"customer_id\":\"cus_1\",\"customer_slug\":\"acme \\\"q\\\"\",\"vendor_id\":\"ven_1\","
+         "\"license_id\":\"lic_1\",\"name\":\"bound\",\"expires_at\":77,\"allowed_cidrs\":[\"1.2.3.4\"]}"},
         {"k:h3", ""}, /* revoked */
         /* its customer is disabled: c: says so */
         {"k:h4", "{\"id\":\"crd_4\",\"kind\":\"credential\",\"customer_id\":\"cus_2\",\"customer_slug\":\"two\",\"vendor_id\":\"ven_1\","
                  "\"license_id\":\"\",\"name\":\"disabled\",\"expires_at\":0,\"allowed_cidrs\":[]}"},
         {"k:h5", ""}, /* its customer is archived */
         {"k:none", ""},
-        {"k:hash_l1", "{\"id\":\"lic_1\",\"kind\":\"license_key\",\"customer_id\":\"cus_1\",\"customer_slug\":\"acme \\\"q\\\"\",\"vendor_id\":\"ven_1\","
+        {"k:hash_l1", "{\"id\":\"lic_1\",\"kind\":\"license_key\",\"customer_id\":\"cus_1\",\"customer_slug\":\"acme "
+                      "\\\"q\\\"\",\"vendor_id\":\"ven_1\","
                       "\"license_id\":\"lic_1\",\"name\":\"PREFIX\",\"expires_at\":0,\"allowed_cidrs\":[]}"},
         {"k:hash_l2", ""}, /* the license is archived */
         {"c:cus_1",
-         "{\"customer_id\":\"cus_1\",\"customer_slug\":\"acme \\\"q\\\"\",\"vendor_id\":\"ven_1\",\"disabled\":false,\"renew_url\":\"https://renew\","
-         "\"support_contact\":\"\",\"licenses\":[{\"id\":\"lic_1\",\"name\":\"Prod\",\"application_id\":\"app_1\",\"application_slug\":\"shop\","
+         "{\"customer_id\":\"cus_1\",\"customer_slug\":\"acme "
+         "\\\"q\\\"\",\"vendor_id\":\"ven_1\",\"disabled\":false,\"renew_url\":\"https://renew\","
+         "\"support_contact\":\"\",\"licenses\":[{\"id\":\"lic_1\",\"name\":\"Prod\",\"application_id\":\"app_1\",\"application_slug\":"
+         "\"shop\","
          "\"status\":\"active\",\"status_reason\":\"\",\"starts_at\":0,\"expires_at\":4000000000,\"grace_days\":0,\"updates_until\":0,"
-         "\"on_expiry\":\"block\",\"allowed_cidrs\":[\"10.0.0.0/8\"],\"repositories\":[\"shop/api\",\"shop/chart\"],\"upstream_credential_id\":\"\","
+         "\"on_expiry\":\"block\",\"allowed_cidrs\":[\"10.0.0.0/8\"],\"repositories\":[\"shop/api\",\"shop/"
+         "chart\"],\"upstream_credential_id\":\"\","
          "\"quota_exceeded\":false,\"grants\":["
-         "{\"id\":\"gr_1\",\"selector\":\"range\",\"value\":\"^1\",\"include_prerelease\":false,\"not_before\":0,\"not_after\":0,\"granted_at\":20,"
+         "{\"id\":\"gr_1\",\"selector\":\"range\",\"value\":\"^1\",\"include_prerelease\":false,\"not_before\":0,\"not_after\":0,\"granted_"
+         "at\":20,"
          "\"on_move\":\"follow\",\"repositories\":[],\"pins\":[]},"
          "{\"id\":\"gr_2\",\"selector\":\"exact\",\"value\":\"2.0.0\",\"include_prerelease\":false,\"not_before\":0,\"not_after\":0,"
          "\"granted_at\":30,\"on_move\":\"pin\",\"repositories\":[\"shop/api\"],\"pins\":[]}]}]}"},
-        {"c:cus_2", "{\"customer_id\":\"cus_2\",\"customer_slug\":\"two\",\"vendor_id\":\"ven_1\",\"disabled\":true,\"renew_url\":\"https://renew\","
-                    "\"support_contact\":\"\",\"licenses\":[]}"},
+        {"c:cus_2",
+         "{\"customer_id\":\"cus_2\",\"customer_slug\":\"two\",\"vendor_id\":\"ven_1\",\"disabled\":true,\"renew_url\":\"https://renew\","
+         "\"support_contact\":\"\",\"licenses\":[]}"},
         {"c:cus_3", ""}, /* archived */
-        {"r:shop/api", "{\"id\":\"rep_1\",\"name\":\"shop/api\",\"application_id\":\"app_1\",\"application_slug\":\"shop\",\"vendor_id\":\"ven_1\","
-                       "\"upstream_id\":\"up_1\",\"upstream_repository\":\"acme/api\",\"kind\":\"image\",\"tag_template\":\"v{version}\"}"},
+        {"r:shop/api",
+         "{\"id\":\"rep_1\",\"name\":\"shop/api\",\"application_id\":\"app_1\",\"application_slug\":\"shop\",\"vendor_id\":\"ven_1\","
+         "\"upstream_id\":\"up_1\",\"upstream_repository\":\"acme/api\",\"kind\":\"image\",\"tag_template\":\"v{version}\"}"},
         {"r:old/x", ""}, /* its application is archived */
         {"t:rep_1", "{\"repository_id\":\"rep_1\",\"tags\":{}}"},
         {"t:rep_3", ""},
@@ -177,7 +189,8 @@ static void test_no_fact_name(void **state)
 
 static bool seen(const char *repository, const char *tag, const char *digest, int64_t at)
 {
-    struct tag_sighting t = {.repository_id = str_c(repository), .tag = str_c(tag), .digest = str_c(digest), .media_type = S("m"), .size = 5, .at_s = at};
+    struct tag_sighting t = {
+        .repository_id = str_c(repository), .tag = str_c(tag), .digest = str_c(digest), .media_type = S("m"), .size = 5, .at_s = at};
     struct error err = {0};
     bool changed = false;
     if (tags_seen(s, &t, &changed, &err))
@@ -209,9 +222,10 @@ static void test_tags(void **state)
     assert_true(seen("rep_2", "1.2.0", D2, 200));
     assert_true(epoch_of("t:rep_2") > epoch);
     assert_true(seen("rep_2", "1.2.0", D1, 300)); /* moved back */
-    assert_string_equal(compiled("t:rep_2"),
-                        "{\"repository_id\":\"rep_2\",\"tags\":{\"1.2.0\":{\"version\":\"1.2.0\",\"channel\":\"\",\"released_at\":100,\"digests\":["
-                        "[\"" D1 "\",100,200],[\"" D2 "\",200,300],[\"" D1 "\",300,0]]}}}");
+    assert_string_equal(
+        compiled("t:rep_2"),
+        "{\"repository_id\":\"rep_2\",\"tags\":{\"1.2.0\":{\"version\":\"1.2.0\",\"channel\":\"\",\"released_at\":100,\"digests\":["
+        "[\"" D1 "\",100,200],[\"" D2 "\",200,300],[\"" D1 "\",300,0]]}}}");
     assert_int_equal(tags_gone(s, S("rep_2"), S("1.2.0"), 400, &changed, NULL), ERR_OK);
     assert_true(changed);
     assert_int_equal(tags_gone(s, S("rep_2"), S("1.2.0"), 500, &changed, NULL), ERR_OK);
@@ -227,8 +241,9 @@ static void test_tags_that_are_no_versions(void **state)
     assert_false(seen("rep_2", "1.0.0", "sha256:abc", 100));
     assert_false(seen("rep_9", "1.0.0", D1, 100));
     assert_true(seen("rep_1", "latest", D1, 100)); /* no "v": known as a tag, of no version */
-    assert_string_equal(compiled("t:rep_1"), "{\"repository_id\":\"rep_1\",\"tags\":{\"latest\":{\"version\":\"\",\"channel\":\"\",\"released_at\":0,"
-                                             "\"digests\":[[\"" D1 "\",100,0]]}}}");
+    assert_string_equal(compiled("t:rep_1"),
+                        "{\"repository_id\":\"rep_1\",\"tags\":{\"latest\":{\"version\":\"\",\"channel\":\"\",\"released_at\":0,"
+                        "\"digests\":[[\"" D1 "\",100,0]]}}}");
 }
 
 static void test_records(void **state)
@@ -238,16 +253,19 @@ static void test_records(void **state)
         " ('ver_1','app_1','1.3.0',1234,'stable','record',1,1), ('ver_2','app_1','nightly',0,'edge','record',1,1)");
     sql("INSERT INTO version_tags (version_id, repository_id, tag) VALUES ('ver_2','rep_1','build-77')");
     /* a record that was not seen yet is listed, for its channel and date; the tag it names stands for it */
-    assert_string_equal(compiled("t:rep_1"), "{\"repository_id\":\"rep_1\",\"tags\":{"
-                                             "\"build-77\":{\"version\":\"nightly\",\"channel\":\"edge\",\"released_at\":0,\"digests\":[]},"
-                                             "\"v1.3.0\":{\"version\":\"1.3.0\",\"channel\":\"stable\",\"released_at\":1234,\"digests\":[]}}}");
+    assert_string_equal(compiled("t:rep_1"),
+                        "{\"repository_id\":\"rep_1\",\"tags\":{"
+                        "\"build-77\":{\"version\":\"nightly\",\"channel\":\"edge\",\"released_at\":0,\"digests\":[]},"
+                        "\"v1.3.0\":{\"version\":\"1.3.0\",\"channel\":\"stable\",\"released_at\":1234,\"digests\":[]}}}");
     assert_true(seen("rep_1", "build-77", D1, 100));
     uint64_t other = epoch_of("t:rep_2");
     assert_true(other > 0); /* the version's first sighting is a release date there too */
     assert_true(seen("rep_1", "v1.3.0", D2, 101));
-    assert_string_equal(compiled("t:rep_1"), "{\"repository_id\":\"rep_1\",\"tags\":{"
-                                             "\"build-77\":{\"version\":\"nightly\",\"channel\":\"edge\",\"released_at\":100,\"digests\":[[\"" D1 "\",100,0]]},"
-                                             "\"v1.3.0\":{\"version\":\"1.3.0\",\"channel\":\"stable\",\"released_at\":1234,\"digests\":[[\"" D2 "\",101,0]]}}}");
+    assert_string_equal(compiled("t:rep_1"),
+                        "{\"repository_id\":\"rep_1\",\"tags\":{"
+                        "\"build-77\":{\"version\":\"nightly\",\"channel\":\"edge\",\"released_at\":100,\"digests\":[[\"" D1 "\",100,0]]},"
+                        "\"v1.3.0\":{\"version\":\"1.3.0\",\"channel\":\"stable\",\"released_at\":1234,\"digests\":[[\"" D2
+                        "\",101,0]]}}}");
 }
 
 static void test_pins(void **state)
