@@ -5,6 +5,7 @@ import os
 import pathlib
 import shutil
 import subprocess
+import tempfile
 import time
 
 from stack import Proc, ROOT, SLOW, wait_for
@@ -32,9 +33,8 @@ class Client:
     """host: HOST:PORT; ca: path of the CA for TLS, None for plain HTTP; user, secret: what to sign in with."""
     name = ""
 
-    def __init__(self, directory, host, ca, user, secret):
-        self.dir = pathlib.Path(directory) / self.name
-        self.dir.mkdir(parents=True, exist_ok=True)
+    def __init__(self, host, ca, user, secret):
+        self.dir = pathlib.Path(tempfile.mkdtemp(prefix="pg-"))  # short: sockets and podman's run root have small limits
         self.host, self.ca, self.user, self.secret = host, ca, user, secret
         self.authfile = self.dir / "auth.json"
         self.certs = self.dir / "certs"
@@ -80,6 +80,13 @@ class Skopeo(ContainersImage):
         out = self.fresh()
         r = run(["skopeo", "copy", *(["--all"] if all_platforms else []), *self.tls(True), "--authfile", self.authfile,
                  "docker://" + self.ref(repository, reference), f"oci:{out}:x"])
+        r.path = out
+        return r
+
+    def pull_as_is(self, repository, reference):
+        """Into plain files named by digest; nothing recompressed."""
+        out = self.fresh()
+        r = run(["skopeo", "copy", *self.tls(True), "--authfile", self.authfile, "docker://" + self.ref(repository, reference), f"dir:{out}"])
         r.path = out
         return r
 
@@ -153,6 +160,11 @@ class Ctr(Client):
                           'disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"]\n'
                           f'[grpc]\n  address = "{self.socket}"\n[ttrpc]\n  address = "{self.dir}/ttrpc.sock"\n')
         self.proc = Proc("containerd", ["containerd", "-c", config], self.dir)
+        self.hosts = self.dir / "hosts"
+        if self.ca:  # loopback is plain HTTP to containerd unless a hosts file says otherwise
+            (self.hosts / self.host).mkdir(parents=True)
+            (self.hosts / self.host / "hosts.toml").write_text(
+                f'server = "https://{self.host}"\nca = "{self.ca}"\n[host."https://{self.host}"]\n  ca = "{self.ca}"\n')
         wait_for("containerd", lambda: run(["ctr", "-a", self.socket, "version"]).rc == 0, 60)
 
     def close(self):
@@ -165,7 +177,7 @@ class Ctr(Client):
         ref = self.ref(repository, reference)
         run(["ctr", "-a", self.socket, "image", "rm", "--sync", ref])
         return run(["ctr", "-a", self.socket, "image", "pull", "--snapshotter", "native", *(["--all-platforms"] if all_platforms else []),
-                    *(["--tlscacert", self.ca] if self.ca else ["--plain-http"]), "-u", f"{self.user}:{self.secret}", ref])
+                    *(["--hosts-dir", self.hosts] if self.ca else ["--plain-http"]), "-u", f"{self.user}:{self.secret}", ref])
 
 
 class Helm(Client):
@@ -213,3 +225,4 @@ def client(cls, *args):
         yield c
     finally:
         c.close()
+        run(["sh", "-c", f"awk '{{print $2}}' /proc/mounts | grep '^{c.dir}/' | tac | xargs -r umount; rm -rf {c.dir}"])
