@@ -890,8 +890,7 @@ static void flight_abort(struct flight *f)
 
 void flights_free(struct flights **pfl)
 {
-    struct flights *fl = *pfl;
-    *pfl = NULL;
+    struct flights *fl = *pfl; /* *pfl stays until the end: a flight finds its table by way of its repository */
     timer_free(&fl->kick);
     for (size_t i = 0; i < FLIGHT_BUCKETS; i++)
         for (struct flight *f = fl->table[i]; f; f = f->chain)
@@ -904,5 +903,6 @@ void flights_free(struct flights **pfl)
             flight_destroy(f);
         }
     }
+    *pfl = NULL;
     mem_free(fl);
 }
