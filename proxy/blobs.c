@@ -34,6 +34,8 @@ static const unsigned IDLE_OPEN_MAX = 256;
 /* Complete spool files that wait for a further reader (proxy.spool_keep): together no more than this. */
 static const uint64_t LINGER_BYTES_MAX = (uint64_t)1 << 30;
 static const unsigned LINGER_FILES_MAX = 256;
+/* After a file was not to be had, blobs of that size or more do without for so long: a request upstream each is saved. */
+static const uint64_t NO_ROOM_MS = 1000;
 /* One turn of re-hashing a file of an earlier run; other jobs come in between. */
 static const size_t VERIFY_SLICE = (size_t)4 << 20;
 static const size_t READ_CHUNK = (size_t)256 << 10;
@@ -195,6 +197,7 @@ struct blobs {
     unsigned n_lingering;
     uint64_t lingering_bytes, linger_ms;
     uint64_t reserved;
+    uint64_t no_room_until_ms, no_room_size;
     uint64_t next_name;
     int cache_fd; /* the directory, locked; -1 not usable now. Set once, by the slow helper */
 
@@ -1093,8 +1096,11 @@ static void job_spool(struct blobs *b, struct blob *o)
     o->fd = fd;
     o->temporary = temporary;
     o->storage = fd >= 0 ? STORAGE_FILE : STORAGE_BROKEN;
-    if (fd < 0 && wanted)
+    if (fd < 0 && wanted) {
+        b->no_room_until_ms = clock_mono_ms() + NO_ROOM_MS;
+        b->no_room_size = error == ENOSPC || error == EFBIG || error == EDQUOT ? size : 0;
         blob_fail(o, BLOB_UNUSABLE, ERR_UNAVAILABLE, "no file for the blob", 0);
+    }
     blob_kick(o, fd >= 0 ? ORDER_FLOW : ORDER_CANCEL);
     unlock(b);
 }
@@ -1588,6 +1594,12 @@ struct blob_reader *blob_join(struct blobs *b, struct worker *w, const struct bl
     struct blob *o = cached_blob(b, &k->digest);
     if (o == NULL)
         o = flight_find(b, k);
+    if (o == NULL && k->size_hint > BLOBS_WITHHELD && k->size_hint >= b->no_room_size && b->no_room_until_ms != 0 &&
+        clock_mono_ms() < b->no_room_until_ms) {
+        b->stats.unusable++;
+        unlock(b);
+        return NULL;
+    }
     if (o == NULL) {
         o = blob_new(b, &k->digest);
         o->upstream_id = str_dup(k->upstream_id);

@@ -73,7 +73,8 @@ struct blob_view {
 struct blob_reader;
 /* Something that blob_look() tells has changed. From the worker's loop, any number of times, never inside a function of this file. */
 typedef void blob_changed(void *ctx);
-/* Become a reader; look at once, then wait for changes. The first reader's worker runs the transfer. */
+/* Become a reader; look at once, then wait for changes. The first reader's worker runs the transfer. NULL: files are not to be had
+ * just now, stream it straight through. */
 struct blob_reader *blob_join(struct blobs *b, struct worker *w, const struct blob_key *k, blob_changed *cb, void *ctx);
 /* The same, but only where complete bytes exist (on disk, or a spool that others still read); NULL otherwise. */
 struct blob_reader *blob_join_complete(struct blobs *b, struct worker *w, const struct blob_key *k, blob_changed *cb, void *ctx);
