@@ -30,6 +30,30 @@ def test_wrong_digest_big_withholds_the_end(way):
 
 
 @MODES
+def test_end_is_withheld_while_the_digest_is_open(way):
+    """All but the last byte has come: the client has everything but the last 64 KiB, and no more however long it waits."""
+    with lab(way) as l:
+        data = make(1 << 20)
+        blob = l.upstream.add(data, stop_at=len(data) - 1)
+        with l.connect() as s:
+            l.send(s, blob.digest, len(data))
+            got = b""
+            while b"\r\n\r\n" not in got or len(got.partition(b"\r\n\r\n")[2]) < len(data) - WITHHELD:
+                got += s.recv(1 << 20)
+            s.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                while len(got) < 2 * len(data):
+                    got += s.recv(1 << 20)
+            assert got.partition(b"\r\n\r\n")[2] == data[:len(data) - WITHHELD]
+            blob.go.set()
+            s.settimeout(30)
+            while len(got.partition(b"\r\n\r\n")[2]) < len(data):
+                got += s.recv(1 << 20)
+            assert got.partition(b"\r\n\r\n")[2] == data
+        l.quiet()
+
+
+@MODES
 def test_wrong_digest_small_is_an_error_answer(way):
     with lab(way) as l:
         for n in (0, 1, 1000, WITHHELD):
