@@ -12,9 +12,10 @@ struct projector;
 struct events;
 struct sync;
 struct http;
+struct reload;
 
 struct admin {
-    struct config *cfg;
+    struct config *cfg; /* replaced by a reload; other threads than the main one ask admin_config() */
     struct keyring *keys;
     struct loop *loop; /* the main thread's: edges and timers; other threads only loop_post() to it */
     struct db *writer; /* the one writing connection */
@@ -24,6 +25,13 @@ struct admin {
     struct events *events;
     struct sync *sync;
     struct http *http;
+    struct reload *reload; /* NULL until the daemon serves */
 };
+
+/* The configuration in force. What was in force before stays readable as long as the daemon runs, so that no thread has to hold it. */
+static inline const struct config *admin_config(const struct admin *a)
+{
+    return __atomic_load_n(&a->cfg, __ATOMIC_ACQUIRE);
+}
 
 #endif

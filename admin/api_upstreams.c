@@ -355,7 +355,7 @@ static void ping_timeout(void *ctx)
 /* GET /v2/ with the stored credentials, on a loop of this thread. */
 static void upstream_run_ping(struct api *rq, struct upstream_spec *take_spec, struct ping *p)
 {
-    const struct config *cfg = rq->admin->cfg;
+    const struct config *cfg = admin_config(rq->admin);
     const struct upstream_limits lim = {
         .fetch = {.connections = 2,
                   .connect_ms = cfg->limits.upstream_connect_ms,

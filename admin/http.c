@@ -16,6 +16,8 @@
 #include "pullgate/credential.h"
 #include "pullgate/log.h"
 #include "pullgate/mem.h"
+#include "pullgate/metrics.h"
+#include "pullgate/reload.h"
 #include "sync.h"
 
 #define EXCHANGE_MAGIC      0x9e3b11adu
@@ -323,7 +325,7 @@ static enum err exchange_authenticate(struct exchange *ex)
         rq->role = ROLE_CUSTOMER;
     if (err != ERR_UNAUTHN)
         return err;
-    if (failures_count(&ex->http->failures, rq->peer_addr, rq->now_s, rq->admin->cfg->limits.auth_failures_per_minute)) {
+    if (failures_count(&ex->http->failures, rq->peer_addr, rq->now_s, admin_config(rq->admin)->limits.auth_failures_per_minute)) {
         ex->is_beyond_limit = true;
         rq->retry_after_s = (unsigned)(FAILURE_WINDOW_S - rq->now_s % FAILURE_WINDOW_S);
         return api_fail(rq, ERR_TOO_MANY, "too_many_failures", NULL, "too many failed sign-ins from this address");
@@ -872,6 +874,12 @@ static void http_metrics(struct http *h, struct edge_req *req)
     metric(&b, "counter", "pullgate_admin_sync_rounds_total", "Repositories looked at", s.rounds);
     metric(&b, "counter", "pullgate_admin_sync_failures_total", "Repositories that could not be looked at", s.failures);
     metric(&b, "gauge", "pullgate_admin_clock_bad", "1: the clock is behind what it was", h->clock_is_bad);
+    if (h->admin->reload) {
+        struct reload_counts reloads;
+        reload_counts(h->admin->reload, &reloads);
+        reload_metrics(&reloads, &b);
+    }
+    metrics_write_process(&b);
     reply_plain(req, 200, "text/plain; version=0.0.4; charset=utf-8", sb_str(&b));
     sb_free(&b);
 }
@@ -1048,6 +1056,23 @@ static enum err http_listen_on(struct http *h, struct edge *e, struct edge_tls *
     }
     (void)h;
     return ERR_OK;
+}
+
+void http_configure(struct http *h, struct edge_tls *tls)
+{
+    struct error error = {0};
+    if (tls) {
+        edge_replace_tls(h->api, tls);
+        edge_tls_unref(&h->tls);
+        h->tls = edge_tls_ref(tls);
+    }
+    int old = h->access_fd;
+    if (http_open_access_log(h, &error)) {
+        log_error("%s; the lines go where they went", error.text);
+        h->access_fd = old;
+    } else if (old >= 0) {
+        close(old);
+    }
 }
 
 /* Whole or not at all, so that who waits for the file never reads half of it. */

@@ -14,6 +14,8 @@ struct http;
 struct http *http_new(struct admin *a);
 /* Listens on everything the configuration names and writes the port file. */
 enum err http_listen(struct http *h, struct error *reterr) MUST_USE;
+/* After a reload: this certificate for further connections, where not NULL; the access log is opened anew. From the loop's thread. */
+void http_configure(struct http *h, struct edge_tls *tls);
 /* Stop accepting, answer what runs, then on_drained(ctx) from the loop. */
 void http_drain(struct http *h, void (*on_drained)(void *ctx), void *ctx);
 /* After the database threads stopped. */

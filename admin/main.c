@@ -20,6 +20,8 @@
 #include "pullgate/log.h"
 #include "pullgate/loop.h"
 #include "pullgate/mem.h"
+#include "pullgate/notify.h"
+#include "pullgate/reload.h"
 #include "pullgate/seal.h"
 #include "pullgate/str.h"
 #include "start.h"
@@ -31,10 +33,17 @@
 
 static const char USAGE[] = "usage: pullgate-admin [--config FILE] [--check | --show-config | --version]\n";
 
+struct retired { /* a configuration that was in force; other threads may still read it */
+    struct config *cfg;
+    struct retired *next;
+};
+
 struct process {
     struct admin admin;
-    struct watch *sigterm, *sigint, *sighup;
-    struct timer *clock_timer, *drain_timer;
+    struct retired *retired;
+    struct watch *sigterm, *sigint;
+    struct timer *clock_timer, *drain_timer, *watchdog;
+    uint64_t watchdog_ms; /* 0: nobody waits for it */
     bool is_stopping;
 };
 
@@ -56,6 +65,7 @@ static void on_terminate(void *ctx, int fd, unsigned ready)
         return;
     }
     p->is_stopping = true;
+    notify_stopping();
     log_info("draining");
     timer_set(p->drain_timer, p->admin.cfg->limits.drain_ms);
     http_drain(p->admin.http, on_drained, p);
@@ -68,24 +78,31 @@ static void on_drain_over(void *ctx)
     loop_stop(p->admin.loop);
 }
 
-/* The level of the log and the bootstrap token may change while the daemon runs; the rest needs a restart. A file that is wrong
- * changes nothing. */
-static void on_reload(void *ctx, int fd, unsigned ready)
+static const struct config_tls *tls_of(const struct config *cfg)
+{
+    return &cfg->admin.tls;
+}
+
+static void on_configuration(void *ctx, struct config *cfg, struct edge_tls *tls)
 {
     struct process *p = ctx;
-    (void)fd, (void)ready;
-    struct config *next;
-    struct error error = {0};
-    enum log_level level;
-    if (config_load(p->admin.cfg->path, &next, &error)) {
-        log_error("reload: %s; the configuration stays", error.text);
+    if (p->is_stopping)
         return;
+    if (cfg != p->admin.cfg) {
+        struct retired *r = NEW(struct retired);
+        *r = (struct retired){.cfg = p->admin.cfg, .next = p->retired};
+        p->retired = r;
+        __atomic_store_n(&p->admin.cfg, config_ref(cfg), __ATOMIC_RELEASE);
     }
-    if (next->log.level && log_level_parse(next->log.level, &level))
-        log_set_level(level);
-    config_unref(&next);
+    http_configure(p->admin.http, tls);
     start_reload_token(&p->admin);
-    log_info("reloaded");
+}
+
+static void on_watchdog(void *ctx)
+{
+    struct process *p = ctx;
+    notify_watchdog();
+    timer_set(p->watchdog, p->watchdog_ms / 3);
 }
 
 static void clock_is_bad(void *ctx)
@@ -179,18 +196,27 @@ static void stop_all(struct process *p)
     timer_free(&p->drain_timer);
     watch_free(&p->sigterm);
     watch_free(&p->sigint);
-    watch_free(&p->sighup);
+    timer_free(&p->watchdog);
+    reload_free(&a->reload);
     loop_free(a->loop);
     if (a->keys)
         keyring_free(a->keys);
+    while (p->retired) {
+        struct retired *r = p->retired;
+        p->retired = r->next;
+        config_unref(&r->cfg);
+        mem_free(r);
+    }
+    config_unref(&a->cfg);
 }
 
-static int run(struct config *cfg)
+static int run(const char *path, struct config *cfg)
 {
-    struct process p = {.admin = {.cfg = cfg}};
+    struct process p = {.admin = {.cfg = config_ref(cfg)}};
     struct error error = {0};
     struct admin *a = &p.admin;
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGHUP, SIG_IGN); /* until it can be followed */
     signal(SIGXFSZ, SIG_IGN); /* a file at its limit is an error to report, as a full disk is */
     a->loop = loop_new();
     p.clock_timer = timer_new(a->loop, on_clock, &p);
@@ -201,9 +227,14 @@ static int run(struct config *cfg)
     } else {
         p.sigterm = watch_signal(a->loop, SIGTERM, on_terminate, &p);
         p.sigint = watch_signal(a->loop, SIGINT, on_terminate, &p);
-        p.sighup = watch_signal(a->loop, SIGHUP, on_reload, &p);
+        a->reload = reload_new(a->loop, path, cfg, &(struct reload_handlers){.ctx = &p, .tls = tls_of, .apply = on_configuration});
+        p.watchdog = timer_new(a->loop, on_watchdog, &p);
+        p.watchdog_ms = notify_watchdog_ms();
+        if (p.watchdog_ms > 0)
+            on_watchdog(&p);
         timer_set(p.clock_timer, CLOCK_CHECK_MS);
         log_info("pullgate-admin " PULLGATE_VERSION " serves");
+        notify_ready();
         loop_run(a->loop);
         log_info("ending");
     }
@@ -269,7 +300,7 @@ int main(int argc, char **argv)
         prctl(PR_SET_DUMPABLE, 0);
         setrlimit(RLIMIT_CORE, &(struct rlimit){0, 0});
         prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-        rc = run(cfg);
+        rc = run(path, cfg);
     }
     config_unref(&cfg);
     return rc;

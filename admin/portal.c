@@ -327,7 +327,7 @@ static enum err repositories_refresh(struct api *rq, const struct str *names, si
     }
     /* A timeout is no failure: what is known by now is listed. */
     if (!e && m && rq->admin->sync &&
-        sync_repositories(rq->admin->sync, ids, m, rq->admin->cfg->cache.tag_freshness_ms, SYNC_WAIT_MS) != ERR_OK)
+        sync_repositories(rq->admin->sync, ids, m, admin_config(rq->admin)->cache.tag_freshness_ms, SYNC_WAIT_MS) != ERR_OK)
         e = ERR_OK;
     for (size_t i = 0; i < m; i++) {
         union {
@@ -509,7 +509,7 @@ static enum err versions_list(struct api *rq, struct page *page, struct str appl
         e = rows_collect(rq, ent, application, &rows);
     if (e)
         goto out;
-    registry_host(rq->admin->cfg, &host, &plain);
+    registry_host(admin_config(rq->admin), &host, &plain);
     struct jv *items = api_list(rq);
     size_t i = 0;
     if (page->has_cursor) { /* after the row it names; where that is gone, at its place */

@@ -269,7 +269,7 @@ static enum err repos_load(struct sync *s, struct error *reterr)
     enum err e = ERR_OK;
 
     if (!s->store)
-        e = store_open(s->admin->cfg->store.url, true, &s->store, reterr);
+        e = store_open(admin_config(s->admin)->store.url, true, &s->store, reterr);
     if (!e)
         e = outbox_epoch(s->store, &epoch, reterr);
     if (e)
@@ -376,7 +376,7 @@ static enum err up_get(struct sync *s, const char *id, struct up **ret, struct e
         e = upstream_spec_parse(doc, s->admin->keys, &spec, reterr);
     if (e)
         goto out;
-    const struct config *cfg = s->admin->cfg;
+    const struct config *cfg = admin_config(s->admin);
     struct upstream_limits lim = {
         .fetch = {.connections = ROUNDS_PER_UPSTREAM * TASKS_PER_ROUND,
                   .connect_ms = cfg->limits.upstream_connect_ms,
@@ -483,7 +483,7 @@ static void round_over(struct round *r)
     struct sync *s = r->sync;
     struct repo *rp = r->repo;
     uint64_t now = loop_now_ms(s->loop);
-    uint64_t interval = s->admin->cfg->admin.sync_interval_ms;
+    uint64_t interval = admin_config(s->admin)->admin.sync_interval_ms;
 
     rp->round = NULL;
     rp->began_ms = r->began_ms;
@@ -1232,7 +1232,7 @@ static bool repo_is_due(const struct sync *s, const struct repo *rp, uint64_t no
         return false;
     if (rp->wants)
         return true;
-    return now >= rp->due_ms && (s->admin->cfg->admin.sync_interval_ms || rp->failures);
+    return now >= rp->due_ms && (admin_config(s->admin)->admin.sync_interval_ms || rp->failures);
 }
 
 static void schedule(struct sync *s)

@@ -1034,6 +1034,14 @@ static bool change_waits(const struct config *a, const struct config *b, const s
     return k->type == T_PATH && (*member_text(a, k)[0] == '\0') != (*member_text(b, k)[0] == '\0');
 }
 
+bool config_same(const struct config *a, const struct config *b)
+{
+    for (size_t i = 0; i < N_KEYS; i++)
+        if (!value_same(a, b, &keys[i]))
+            return false;
+    return true;
+}
+
 void config_needs_restart(const struct config *a, const struct config *b, struct strbuf *ret)
 {
     for (size_t i = 0; i < N_KEYS; i++) {

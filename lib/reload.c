@@ -8,6 +8,7 @@
 #include "pullgate/clock.h"
 #include "pullgate/log.h"
 #include "pullgate/mem.h"
+#include "pullgate/metrics.h"
 #include "pullgate/notify.h"
 
 #define FILES_LOOK_MS 10000 /* how late a renewed certificate is seen without a signal */
@@ -103,15 +104,19 @@ void reload_now(struct reload *r)
     } else {
         if (names.n > 0)
             log_warn("reload: needs a restart: %s", names.p);
-        config_unref(&r->cfg);
-        r->cfg = fresh;
+        if (config_same(fresh, r->cfg)) { /* a signal for the sake of the log or the certificate */
+            config_unref(&fresh);
+        } else {
+            config_unref(&r->cfg);
+            r->cfg = fresh;
+        }
         r->loaded = mark;
-        if (log_level_parse(fresh->log.level, &level))
+        if (log_level_parse(r->cfg->log.level, &level))
             log_set_level(level);
-        r->h.apply(r->h.ctx, fresh, tls);
+        r->h.apply(r->h.ctx, r->cfg, tls);
         edge_tls_unref(&tls);
         done(r);
-        log_info("reload: the configuration of %s is in force", fresh->path);
+        log_info("reload: the configuration of %s is in force", r->cfg->path);
     }
     sb_free(&names);
     notify_ready();
@@ -181,4 +186,19 @@ void reload_free(struct reload **pr)
 void reload_counts(const struct reload *r, struct reload_counts *ret)
 {
     *ret = r->counts;
+}
+
+void reload_metrics(const struct reload_counts *c, struct strbuf *ret)
+{
+    static const char total[] = "pullgate_config_reloads_total", when[] = "pullgate_config_last_reload_timestamp_seconds",
+                      good[] = "pullgate_config_last_reload_successful";
+    static const struct str none;
+
+    metrics_write_head(ret, total, "Reloads of the configuration or the certificate.", METRICS_COUNTER);
+    metrics_write_line(ret, total, "result", S("ok"), NULL, none, c->done);
+    metrics_write_line(ret, total, "result", S("failed"), NULL, none, c->failed);
+    metrics_write_head(ret, when, "When the configuration in force was taken up, Unix time.", METRICS_GAUGE);
+    metrics_write_line(ret, when, NULL, none, NULL, none, (uint64_t)c->last_done_s);
+    metrics_write_head(ret, good, "0 when the last reload failed and the one before stays in force.", METRICS_GAUGE);
+    metrics_write_line(ret, good, NULL, none, NULL, none, !c->last_failed);
 }

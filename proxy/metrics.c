@@ -41,7 +41,6 @@ static const char *const steps[] = {"facts", "first_byte", "total"};
 static const char *const sources[] = {"cache", "upstream"};
 static const char *const joins[] = {"hit", "miss", "joined"};
 static const char *const auth_refusals[] = {"address", "user"};
-static const char *const results[] = {"ok", "failed"};
 static const char *const versions[] = {PULLGATE_VERSION};
 
 #define N(a) (sizeof(a) / sizeof *(a))
@@ -80,9 +79,6 @@ enum family {
     F_BLOB_MISMATCHES,
     F_BLOB_RESUMED,
     F_WORKERS,
-    F_RELOADS,
-    F_RELOAD_TIME,
-    F_RELOAD_OK,
     FAMILIES
 };
 
@@ -128,12 +124,6 @@ static const struct metrics_family families[FAMILIES] = {
                            .type = METRICS_COUNTER},
     [F_BLOB_RESUMED] = {.name = "pullgate_blob_resumed_total", .help = "Broken transfers from upstreams that were continued.", .type = METRICS_COUNTER},
     [F_WORKERS] = {.name = "pullgate_workers", .help = "Worker threads.", .type = METRICS_GAUGE},
-    [F_RELOADS] = {.name = "pullgate_config_reloads_total", .help = "Reloads of the configuration or the certificate.", .type = METRICS_COUNTER,
-                   .labels = {LABEL("result", results)}},
-    [F_RELOAD_TIME] = {.name = "pullgate_config_last_reload_timestamp_seconds", .help = "When the configuration in force was taken up, Unix time.",
-                       .type = METRICS_GAUGE},
-    [F_RELOAD_OK] = {.name = "pullgate_config_last_reload_successful", .help = "0 when the last reload failed and the one before stays in force.",
-                     .type = METRICS_GAUGE},
 };
 
 struct worker_metrics {
@@ -288,7 +278,7 @@ static uint64_t age_ms(const struct worker_metrics *wm, uint64_t now)
     return confirmed == 0 ? UINT64_MAX : now > confirmed ? now - confirmed : 0;
 }
 
-static void gather_process(struct proxy *p, const struct reload_counts *reloads)
+static void gather_process(struct proxy *p)
 {
     struct metrics_shard *s = metrics_shard(p->metrics->registry, p->n_workers);
     struct guard_counters guard;
@@ -317,10 +307,6 @@ static void gather_process(struct proxy *p, const struct reload_counts *reloads)
         {F_BLOB_DROPPED, 0, blobs.dropped_bad},
         {F_BLOB_MISMATCHES, 0, blobs.mismatches},
         {F_BLOB_RESUMED, 0, blobs.resumed},
-        {F_RELOADS, 0, reloads->done},
-        {F_RELOADS, 1, reloads->failed},
-        {F_RELOAD_TIME, 0, (uint64_t)reloads->last_done_s},
-        {F_RELOAD_OK, 0, !reloads->last_failed},
     };
     for (size_t i = 0; i < N(values); i++)
         metrics_set(s, values[i].family, values[i].series, values[i].value);
@@ -388,9 +374,10 @@ static void write_upstreams(const struct proxy_metrics *m, struct strbuf *ret)
 
 void proxy_metrics_text(struct proxy *p, const struct reload_counts *reloads, struct strbuf *ret)
 {
-    gather_process(p, reloads);
+    gather_process(p);
     metrics_write(p->metrics->registry, ret);
     write_upstreams(p->metrics, ret);
+    reload_metrics(reloads, ret);
     metrics_write_process(ret);
 }
 

@@ -131,6 +131,8 @@ enum err config_load(const char *path, struct config **ret, struct error *reterr
 void config_needs_restart(const struct config *a, const struct config *b, struct strbuf *ret);
 /* Gives c, freshly loaded and nobody else's yet, the running values of exactly those keys. */
 void config_keep_restart(struct config *c, const struct config *running);
+/* Every key has the same value. */
+bool config_same(const struct config *a, const struct config *b);
 struct config *config_ref(struct config *c);
 void config_unref(struct config **c);
 /* The effective configuration as YAML, secrets as "***". */

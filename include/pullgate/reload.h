@@ -31,5 +31,7 @@ struct reload *reload_new(struct loop *l, const char *path, struct config *cfg, 
 void reload_free(struct reload **r);
 void reload_now(struct reload *r); /* SIGHUP does it */
 void reload_counts(const struct reload *r, struct reload_counts *ret);
+/* The counts as metrics, appended. */
+void reload_metrics(const struct reload_counts *c, struct strbuf *ret);
 
 #endif

@@ -1,6 +1,7 @@
 """/metrics, /healthz and /readyz on the metrics addresses: what they count, what they say when something is wrong, what they do not show."""
 import re
 import signal
+import socket
 
 import pytest
 import requests
@@ -163,13 +164,23 @@ def test_many_scrapes_leave_nothing(w):
 
 
 def test_draining_is_not_ready(w):
-    """Last: it ends the proxy. The metrics stay until the last answer is out."""
-    slow = requests.get(w.s.base + f"/v2/shop/api/blobs/{w.images['1.0.0']['children'][0]['layers'][1]}", headers={"Authorization": w.auth},
-                        stream=True, timeout=30)
+    """Last of this stack: it ends the proxy. The metrics stay until the last answer is out."""
+    big = w.s.upstream.push_image("acme/api", "1.9.0", [b"a large layer " * (3 << 20)])
+    w.s.wait_status("/v2/shop/api/manifests/1.9.0", w.auth, 200)
+    host, port = w.s.address.rsplit(":", 1)
     proxy = w.s.proxies[0]
-    proxy.p.send_signal(signal.SIGTERM)
-    slow.content
-    assert proxy.p.wait(30) == 0
+    with socket.create_connection((host, int(port)), timeout=30) as c:
+        c.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        c.sendall(f"GET /v2/shop/api/blobs/{big['layers'][0]} HTTP/1.1\r\nHost: x\r\nAuthorization: {w.auth}\r\n\r\n".encode())
+        assert c.recv(12) == b"HTTP/1.1 200"
+        proxy.p.send_signal(signal.SIGTERM)
+        wait_for("not ready", lambda: requests.get(w.metrics_base + "/readyz", timeout=10).json() == {"status": "not ready", "reason": "draining"}, 5)
+        assert requests.get(w.metrics_base + "/metrics", timeout=10).status_code == 200
+        n = 12
+        while data := c.recv(1 << 20):
+            n += len(data)
+        assert n > len(b"a large layer ") * (3 << 20)
+    assert proxy.p.wait(30 * SLOW) == 0
 
 
 @pytest.mark.once

@@ -12,6 +12,7 @@ import time
 import pytest
 import requests
 
+from admin_fixture import admin_stack
 from conftest import World
 from stack import SANITIZED, SLOW, basic, make_ca, wait_for
 from test_metrics import parse, total
@@ -267,3 +268,75 @@ def test_access_log_is_reopened(tmp_path):
         wait_for("a line in it", lambda: "1.1.0" in path.read_text(), 5)
     finally:
         w.s.close()
+
+
+# ---- the admin daemon -------------------------------------------------------------------------------------------------------
+
+
+def test_admin_reloads_under_load_and_keeps_what_is_good(tmp_path):
+    ca = make_ca(tmp_path)
+    cert, key = tmp_path / "live.pem", tmp_path / "live.key"
+    shutil.copy(ca["cert"], cert)
+    shutil.copy(ca["key"], key)
+    bundle = os.environ.get("REQUESTS_CA_BUNDLE")
+    os.environ["REQUESTS_CA_BUNDLE"] = str(ca["ca"])
+    with admin_stack(admin={"metrics_listen": ["127.0.0.1:0"], "tls": {"cert": str(cert), "key": str(key)}}) as s:
+        s.api.s.verify = str(ca["ca"])
+        metrics = f"http://{(s.dir / 'admin.port').read_text().split()[1]}/metrics"
+        scrape = lambda: parse(requests.get(metrics, timeout=10).text)
+        count = lambda result: total(scrape(), "pullgate_config_reloads_total", result=result)
+        file = s.dir / "pullgate0.yaml"
+        good = json.loads(file.read_text())
+
+        def hangup(expect="ok"):
+            before, mark = count(expect), len(s.admin.text())
+            s.admin.p.send_signal(signal.SIGHUP)
+            wait_for(f"a reload that is {expect}", lambda: count(expect) > before, 5)
+            return s.admin.text()[mark:]
+
+        assert total(scrape(), "process_open_fds") > 5
+        bad, stop = [], threading.Event()
+
+        def client():
+            session = requests.Session()
+            while not stop.is_set():
+                r = session.get(s.admin_base + "/api/v1/customers", headers={"Authorization": "Bearer " + s.token}, verify=str(ca["ca"]), timeout=30)
+                if r.status_code != 200:
+                    bad.append((r.status_code, r.text))
+
+        threads = [threading.Thread(target=client) for _ in range(3)]
+        for t in threads:
+            t.start()
+        try:
+            for i in range(30):
+                file.write_text(json.dumps({**good, "limits": {"admin_body_size": f"{64 + i % 5}KiB", "auth_failures_per_minute": 30 + i}}))
+                hangup()
+        finally:
+            stop.set()
+            for t in threads:
+                t.join()
+        assert not bad, bad[:5]
+
+        file.write_text(json.dumps({**good, "limits": {"admin_body_size": "1KiB"}}))
+        hangup()
+        r = s.api("POST", "/customers", {"slug": "large", "name": "x" * 2000, "email": "a@b.example"})
+        assert r.status_code == 413, "the limit is in force"
+
+        file.write_text("limits:\n  admin_body_size: 1 cubit\n")
+        told = [m for level, m in messages(hangup("failed")) if level == "error"]
+        assert len(told) == 1 and ":2: limits.admin_body_size" in told[0], told
+
+        file.write_text(json.dumps(good))
+        other = pair(ca["cert"].parent, ca, "other")
+        shutil.copy(other[0], cert)
+        shutil.copy(other[1], key)
+        hangup()
+        ctx = ssl.create_default_context(cafile=str(ca["ca"]))
+        host, port = s.admin_base.split("//")[1].rsplit(":", 1)
+        with socket.create_connection((host, int(port)), timeout=10) as c, ctx.wrap_socket(c, server_hostname="localhost") as t:
+            assert t.getpeercert()["serialNumber"] == serial_of(cert)
+        s.api.s.close()
+    if bundle:
+        os.environ["REQUESTS_CA_BUNDLE"] = bundle
+    else:
+        del os.environ["REQUESTS_CA_BUNDLE"]
