@@ -112,7 +112,7 @@ static const struct key keys[] = {
                    "Disk the kept blobs may fill; the least recently used go first."),
     TEXT("proxy.spool_path", T_PATH, proxy.spool_path, "/var/tmp",
          "Directory of unlinked files that hold blobs in flight when there is no blob cache."),
-    NUMBER_RESTART("proxy.spool_keep", T_DURATION, proxy.spool_keep_ms, "10s", 0, HOUR,
+    NUMBER_RESTART("proxy.spool_keep", T_DURATION, proxy.spool_keep_ms, "3s", 0, HOUR,
                    "How long a complete file there waits for a further reader, so that a rollout's many nodes cost one transfer; 0 not at all."),
     TEXT("proxy.metrics_listen", T_LISTEN, proxy.metrics_listen, "",
          "Where /metrics, /healthz and /readyz are served apart; empty serves no metrics (healthz and readyz stay on proxy.listen)."),

@@ -282,6 +282,7 @@ static void begin_again(struct exchange *ex, uint64_t after_ms)
     fact_unref(&ex->repository);
     fact_unref(&ex->credential);
     MEM_FREE(ex->kept);
+    ex->detail = NULL; /* lived in what has just ended */
     ex->license_id = (struct str){NULL, 0};
     ex->reason = REASON_UNKNOWN;
     ex->status = 0;

@@ -41,7 +41,7 @@ struct config {
             uint64_t max_bytes; /* 50GiB */
         } blob_cache;
         char *spool_path; /* /var/tmp; unlinked files of blobs in flight */
-        uint64_t spool_keep_ms; /* 10s: how long a complete one waits for a further reader */
+        uint64_t spool_keep_ms; /* 3s: how long a complete one waits for a further reader */
         struct config_listen metrics_listen; /* /healthz /readyz /metrics; empty: none (healthz, readyz are on listen too) */
         char *port_file; /* where the bound listen and metrics addresses are written as lines, for tests and scripts; empty: nowhere */
         struct config_listen trusted_proxies; /* CIDRs whose X-Forwarded-For counts */

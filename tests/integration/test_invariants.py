@@ -338,7 +338,7 @@ def test_i15_portal_is_registry(w):
             r = w.s.get(f"/v2/shop/api/manifests/{t}", auth)
             if r.status_code == 200:
                 served.add(("shop/api", t, r.headers["Docker-Content-Digest"]))
-        wait_for("the portal to list what the registry serves", lambda: listed(auth) == served, 10)
+        wait_for("the portal to list what the registry serves", lambda: listed(auth) == served, 20)  # tag_freshness and a little
 
 
 def test_i16_no_probing(w):
