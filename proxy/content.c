@@ -879,3 +879,9 @@ void content_free(struct content **pc)
     mem_free(c->tags);
     mem_free(c);
 }
+
+void content_held(const struct content *c, size_t *ret_manifests, size_t *ret_bytes)
+{
+    *ret_manifests = manifestcache_count(repos_manifests(c->repos));
+    *ret_bytes = manifestcache_bytes(repos_manifests(c->repos));
+}

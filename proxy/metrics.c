@@ -78,6 +78,8 @@ enum family {
     F_BLOB_DROPPED,
     F_BLOB_MISMATCHES,
     F_BLOB_RESUMED,
+    F_MANIFESTS,
+    F_MANIFEST_BYTES,
     F_WORKERS,
     FAMILIES
 };
@@ -123,6 +125,8 @@ static const struct metrics_family families[FAMILIES] = {
     [F_BLOB_MISMATCHES] = {.name = "pullgate_blob_mismatches_total", .help = "Blobs whose bytes from the upstream did not hash to their digest.",
                            .type = METRICS_COUNTER},
     [F_BLOB_RESUMED] = {.name = "pullgate_blob_resumed_total", .help = "Broken transfers from upstreams that were continued.", .type = METRICS_COUNTER},
+    [F_MANIFESTS] = {.name = "pullgate_manifests", .help = "Manifests held in memory, all workers together.", .type = METRICS_GAUGE},
+    [F_MANIFEST_BYTES] = {.name = "pullgate_manifest_bytes", .help = "Memory that held manifests take.", .type = METRICS_GAUGE},
     [F_WORKERS] = {.name = "pullgate_workers", .help = "Worker threads.", .type = METRICS_GAUGE},
 };
 
@@ -179,7 +183,10 @@ static void publish(struct worker_metrics *wm)
     struct edge_stats st;
     uint64_t now = clock_mono_ms(), age = facts_staleness_ms(w->facts);
 
+    size_t manifests, manifest_bytes;
+
     edge_stats(w->edge, &st);
+    content_held(w->content, &manifests, &manifest_bytes);
     const struct {
         enum family family;
         uint64_t value;
@@ -192,6 +199,8 @@ static void publish(struct worker_metrics *wm)
         {F_REDIS_UP, cache_is_up(w->cache)},
         {F_EVENTS_LOST, pullevents_lost(w->events)},
         {F_EVENTS_QUEUED, pullevents_queued(w->events)},
+        {F_MANIFESTS, manifests},
+        {F_MANIFEST_BYTES, manifest_bytes},
     };
     for (size_t i = 0; i < N(values); i++)
         metrics_set(wm->shard, values[i].family, 0, values[i].value);
