@@ -6,4 +6,4 @@ set -eu
 cd "$(dirname "$0")/../.."
 . conf/install-packages.sh
 cmake --preset release >/dev/null && cmake --build --preset release >/dev/null
-exec /usr/bin/python3 tests/bench/bench.py "${1:-5}" "${2:-3}"
+PULLGATE_BIN=$PWD/build/bin exec /usr/bin/python3 tests/bench/bench.py "${1:-5}" "${2:-3}"
