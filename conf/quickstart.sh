@@ -134,9 +134,9 @@ mkdir -p "$work"
 for version in 1.4.2 2.0.0; do
     children=
     for arch in amd64 arm64; do
-        mkdir -p "$work/root"
-        echo "shop api $version for $arch" >"$work/root/version.txt"
-        tar -C "$work/root" --owner=0 --group=0 --numeric-owner -cf "$work/layer.tar" .
+        mkdir -p "$work/files"
+        echo "shop api $version for $arch" >"$work/files/version.txt"
+        tar -C "$work/files" --owner=0 --group=0 --numeric-owner -cf "$work/layer.tar" .
         printf '{"os":"linux","architecture":"%s","config":{"Cmd":["/version.txt"]},"rootfs":{"type":"layers","diff_ids":["%s"]}}' "$arch" "$(digest_of "$work/layer.tar")" >"$work/config.json"
         push_blob acme/api "$work/layer.tar"
         push_blob acme/api "$work/config.json"

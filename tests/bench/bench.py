@@ -56,7 +56,7 @@ def main():
         port, auth_port = free_port(), free_port()
         basic_upstream = __import__("base64").b64encode(":".join(s.registry.auth).encode()).decode()
         (d / "nginx.conf").write_text(f"""
-daemon off; user root; worker_processes 1; pid {d}/pid; error_log {d}/error.log;
+daemon off; master_process off; user root; pid {d}/pid; error_log {d}/error.log;
 events {{ worker_connections 1024; }}
 http {{
   access_log off; keepalive_requests 1000000000; open_file_cache max=100; sendfile on; tcp_nopush on;
