@@ -90,12 +90,8 @@ static void on_wake(evutil_socket_t fd, short what, void *ctx)
 
 static void on_deferred(evutil_socket_t fd, short what, void *ctx)
 {
-    struct loop *l = ctx;
-    struct letters taken = {.first = l->deferred.first};
-
     (void)fd, (void)what;
-    letters_init(&l->deferred);
-    letters_run(&taken);
+    loop_run_deferred(ctx);
 }
 
 struct loop *loop_new(void)
@@ -183,6 +179,14 @@ void loop_defer(struct loop *l, loop_fn *fn, void *arg)
         static const struct timeval zero = {0, 0};
         event_add(l->deferred_event, &zero);
     }
+}
+
+void loop_run_deferred(struct loop *l)
+{
+    struct letters taken = {.first = l->deferred.first};
+
+    letters_init(&l->deferred);
+    letters_run(&taken);
 }
 
 static void on_timer(evutil_socket_t fd, short what, void *ctx)

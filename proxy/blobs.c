@@ -69,6 +69,7 @@ struct side {
     bool posted;
     TAILQ_HEAD(, port) dirty;
     TAILQ_HEAD(, blob) kicked;
+    LIST_HEAD(, blob) fills; /* those whose filler runs here */
     TAILQ_HEAD(, blob) gathering; /* own thread: files with bytes to be written at the end of this round */
     bool deferred;                /* own thread: that end is asked for */
     unsigned streams;             /* own thread */
@@ -133,6 +134,7 @@ struct blob {
 
     /* the filler: owner and orders under the lock, the rest of the owner's thread alone */
     struct side *owner;
+    LIST_ENTRY(blob) fill_link; /* in owner->fills */
     unsigned orders;
     bool is_kicked;
     TAILQ_ENTRY(blob) kick_link;
@@ -310,6 +312,7 @@ static struct side *side_of(struct blobs *b, struct worker *w)
         s->loop = w->loop;
         TAILQ_INIT(&s->dirty);
         TAILQ_INIT(&s->kicked);
+        LIST_INIT(&s->fills);
         TAILQ_INIT(&s->gathering);
         b->sides[w->id] = s;
     }
@@ -505,6 +508,16 @@ static void blob_fail(struct blob *o, enum blob_state state, enum err err, const
 
 static void fill_request(struct blob *o);
 
+/* Under the lock: who runs the filler from here on; NULL nobody. */
+static void fill_give(struct blob *o, struct side *to)
+{
+    if (o->owner != NULL)
+        LIST_REMOVE(o, fill_link);
+    o->owner = to;
+    if (to != NULL)
+        LIST_INSERT_HEAD(&to->fills, o, fill_link);
+}
+
 /* Owner's thread, outside of upstream callbacks or in on_done: nothing of the filler is left but the ref, which goes last. */
 static void fill_release(struct blob *o)
 {
@@ -521,7 +534,7 @@ static void fill_release(struct blob *o)
     o->is_gathering = false;
     lock(b);
     o->is_filling = false;
-    o->owner = NULL;
+    fill_give(o, NULL);
     blob_unref(o);
     unlock(b);
 }
@@ -1610,7 +1623,7 @@ struct blob_reader *blob_join(struct blobs *b, struct worker *w, const struct bl
         o->in_flights = true;
         LIST_INSERT_HEAD(flight_bucket(b, &k->digest), o, flight_link);
         o->is_filling = true;
-        o->owner = s;
+        fill_give(o, s);
         b->stats.in_flight++;
         b->stats.misses++;
         begin = true;
@@ -1743,59 +1756,51 @@ struct blobs *blobs_new(const struct config *cfg, struct error *reterr)
 
 void blobs_worker_leave(struct blobs *b, struct worker *w)
 {
+    struct blob *o;
+    struct port *p;
+
     lock(b);
     struct side *s = side_of(b, w);
     unlock(b);
     side_do(s); /* what was ordered before */
 
-    for (size_t i = 0; i < FLIGHT_BUCKETS; i++) {
-        struct blob *o;
-        lock(b);
-    again:
-        LIST_FOREACH(o, &b->flights[i], flight_link)
-        {
-            struct port *p;
-            if (o->owner != s || !o->is_filling)
-                continue;
-            o->refs++;
-            unlock(b);
-            upstream_cancel(&o->op);
-            upstreams_cancel(&o->get);
-            timer_free(&o->timer);
-            upstream_unref(&o->upstream);
-            (void)fill_flush(o);
-            if (o->is_gathering)
-                TAILQ_REMOVE(&s->gathering, o, gather_link);
-            o->is_gathering = false;
-            lock(b);
-            if (o->is_kicked) { /* an order that came meanwhile is for a thread that is no longer in charge */
-                TAILQ_REMOVE(&s->kicked, o, kick_link);
-                o->is_kicked = false;
-                blob_unref(o);
-            }
-            o->orders = 0;
-            o->is_paused = false;
-            o->owner = NULL;
-            LIST_FOREACH(p, &o->ports, blob_link)
-            {
-                if (p->side != s && p->side->loop != NULL)
-                    break;
-            }
-            if (p != NULL && o->state < BLOB_DONE) {
-                o->owner = p->side;
-                blob_kick(o, ORDER_START);
-            } else {
-                o->is_filling = false;
-                blob_fail(o, BLOB_FAILED, ERR_UNAVAILABLE, "the proxy is going down", 0);
-                blob_unref(o); /* the filler's */
-            }
-            blob_unref(o);
-            goto again; /* the list may have changed */
-        }
-        unlock(b);
-    }
     lock(b);
-    s->loop = NULL;
+    while ((o = LIST_FIRST(&s->fills)) != NULL) { /* also those that have come to their end and are not cleared away yet */
+        o->refs++;
+        unlock(b);
+        upstream_cancel(&o->op);
+        upstreams_cancel(&o->get);
+        timer_free(&o->timer);
+        upstream_unref(&o->upstream);
+        (void)fill_flush(o);
+        if (o->is_gathering)
+            TAILQ_REMOVE(&s->gathering, o, gather_link);
+        o->is_gathering = false;
+        lock(b);
+        if (o->is_kicked) { /* an order that came meanwhile is for a thread that is no longer in charge */
+            TAILQ_REMOVE(&s->kicked, o, kick_link);
+            o->is_kicked = false;
+            blob_unref(o);
+        }
+        o->orders = 0;
+        o->is_paused = false;
+        LIST_FOREACH(p, &o->ports, blob_link)
+        {
+            if (p->side != s && p->side->loop != NULL)
+                break;
+        }
+        if (p != NULL && o->state < BLOB_DONE) {
+            fill_give(o, p->side);
+            blob_kick(o, ORDER_START);
+        } else {
+            fill_give(o, NULL);
+            o->is_filling = false;
+            blob_fail(o, BLOB_FAILED, ERR_UNAVAILABLE, "the proxy is going down", 0);
+            blob_unref(o); /* the filler's */
+        }
+        blob_unref(o);
+    }
+    s->loop = NULL; /* nothing is handed to this side from here on */
     unlock(b);
 }
 

@@ -378,6 +378,11 @@ int main(int argc, char **argv)
     notify_ready();
     loop_run(g.loop);
 
+    sigset_t late; /* the end is under way: a further signal must not make a failure of it */
+    sigemptyset(&late);
+    sigaddset(&late, SIGTERM);
+    sigaddset(&late, SIGINT);
+    pthread_sigmask(SIG_BLOCK, &late, NULL);
     for (unsigned i = 0; i < g.proxy.n_workers; i++)
         worker_join(g.proxy.workers[i]);
     for (unsigned i = 0; i < g.proxy.n_workers; i++)

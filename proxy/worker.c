@@ -55,6 +55,7 @@ static void worker_free_parts(struct worker *w)
 {
     proxy_metrics_leave(w);
     edge_free(&w->edge);
+    loop_run_deferred(w->loop); /* answers that were whole when the loop stopped: their exchanges end here, with everything still at hand */
     blobs_worker_leave(w->proxy->blobs, w); /* transfers that other workers read go on there */
     content_free(&w->content);
     upstreams_free(&w->upstreams);
