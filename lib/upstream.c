@@ -573,11 +573,13 @@ static void op_end_failed(struct upstream_op *op)
 
 static void op_fail(struct upstream_op *op, enum err err, const char *fmt, ...)
 {
+    char text[sizeof op->detail]; /* what is said may quote the detail so far */
     va_list ap;
     op->err = err;
     va_start(ap, fmt);
-    vsnprintf(op->detail, sizeof op->detail, fmt, ap);
+    vsnprintf(text, sizeof text, fmt, ap);
     va_end(ap);
+    memcpy(op->detail, text, sizeof text);
     op_end_failed(op);
 }
 

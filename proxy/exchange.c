@@ -281,6 +281,10 @@ static void begin_again(struct exchange *ex, uint64_t after_ms)
     fact_unref(&ex->customer);
     fact_unref(&ex->repository);
     fact_unref(&ex->credential);
+    if (ex->kept != NULL && oci_route_parse(ex->head->target, &ex->oci, NULL) != ERR_OK) /* the client may leave before the step that reads it anew */
+        memset(&ex->oci, 0, sizeof ex->oci);
+    ex->agent = (struct str){NULL, 0};
+    ex->detail = NULL; /* the relay's */
     MEM_FREE(ex->kept);
     ex->detail = NULL; /* lived in what has just ended */
     ex->license_id = (struct str){NULL, 0};
