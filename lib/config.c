@@ -101,7 +101,7 @@ static const struct key keys[] = {
     TEXT_RELOAD("proxy.tls.key", T_PATH, proxy.tls.key, "", "PEM file with the private key of proxy.tls.cert."),
     CHOICE("proxy.tls.min_version", proxy.tls.min_version, "1.2", "1.2|1.3", RELOAD, "Oldest TLS version clients may speak."),
     TEXT("proxy.public_url", T_URL, proxy.public_url, "",
-         "What customers type, for example https://registry.vendor.example; empty uses the request's Host."),
+         "What customers type, for example https://registry.vendor.example; empty: the first address of proxy.listen."),
     NUMBER_RESTART("proxy.workers", T_WORKERS, proxy.workers, "auto", 1, 256, "Worker threads; auto is one a core."),
     CHOICE("proxy.challenge", proxy.challenge, "basic", "basic|bearer", RESTART,
            "The challenge of a 401: basic works with every client, bearer sends them to the token endpoint first. Either is accepted."),
