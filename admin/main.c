@@ -41,7 +41,7 @@ struct retired { /* a configuration that was in force; other threads may still r
 struct process {
     struct admin admin;
     struct retired *retired;
-    struct watch *sigterm, *sigint;
+    struct watch *sigterm, *sigint, *sigusr1;
     struct timer *clock_timer, *drain_timer, *watchdog;
     uint64_t watchdog_ms; /* 0: nobody waits for it */
     bool is_stopping;
@@ -96,6 +96,13 @@ static void on_configuration(void *ctx, struct config *cfg, struct edge_tls *tls
     }
     http_configure(p->admin.http, tls);
     start_reload_token(&p->admin);
+}
+
+static void on_reopen(void *ctx, int fd, unsigned ready)
+{
+    struct process *p = ctx;
+    (void)fd, (void)ready;
+    http_configure(p->admin.http, NULL);
 }
 
 static void on_watchdog(void *ctx)
@@ -196,6 +203,7 @@ static void stop_all(struct process *p)
     timer_free(&p->drain_timer);
     watch_free(&p->sigterm);
     watch_free(&p->sigint);
+    watch_free(&p->sigusr1);
     timer_free(&p->watchdog);
     reload_free(&a->reload);
     loop_free(a->loop);
@@ -227,6 +235,7 @@ static int run(const char *path, struct config *cfg)
     } else {
         p.sigterm = watch_signal(a->loop, SIGTERM, on_terminate, &p);
         p.sigint = watch_signal(a->loop, SIGINT, on_terminate, &p);
+        p.sigusr1 = watch_signal(a->loop, SIGUSR1, on_reopen, &p);
         a->reload = reload_new(a->loop, path, cfg, &(struct reload_handlers){.ctx = &p, .tls = tls_of, .apply = on_configuration});
         p.watchdog = timer_new(a->loop, on_watchdog, &p);
         p.watchdog_ms = notify_watchdog_ms();

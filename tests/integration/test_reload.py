@@ -327,6 +327,8 @@ def test_admin_reloads_under_load_and_keeps_what_is_good(tmp_path):
         assert len(told) == 1 and ":2: limits.admin_body_size" in told[0], told
 
         file.write_text(json.dumps(good))
+        s.admin.p.send_signal(signal.SIGUSR1)
+        assert s.api("GET", "/customers").status_code == 200, "the access log is opened anew, no more"
         other = pair(ca["cert"].parent, ca, "other")
         shutil.copy(other[0], cert)
         shutil.copy(other[1], key)
