@@ -275,11 +275,16 @@ def test_i12_revocation(w):
         token = w.s.get("/token?scope=repository:shop/api:pull", auth).json()["token"]
         w.s.api.post(f"/licenses/{lic['id']}/revoke", {"reason": "test"}, expect=200)
         t = time.monotonic()
-        while w.s.get("/v2/shop/api/manifests/1.0.0", auth).status_code == 200:
-            assert time.monotonic() - t < 1 * SLOW, "still served a second after the revocation was acknowledged"
-        lags.append(time.monotonic() - t)
-        r = w.s.get(f"/v2/shop/api/blobs/{w.images['1.0.0']['children'][0]['config']}", "Bearer " + token)
-        assert r.status_code == 403, "a token outlived the license"
+        last = t  # of a success; both workers are asked, a fresh connection each time
+        while time.monotonic() - t < 0.3:
+            for path, a in (("manifests/1.0.0", auth), (f"blobs/{w.images['1.0.0']['children'][0]['config']}", "Bearer " + token)):
+                began = time.monotonic()
+                if w.s.get("/v2/shop/api/" + path, a, headers={"Connection": "close"}).status_code == 200:
+                    last = began
+        assert last - t < 0.25 * SLOW, "served long after the revocation was acknowledged"
+        lags.append(last - t)
+        for path, a in (("manifests/1.0.0", auth), (f"blobs/{w.images['1.0.0']['children'][0]['config']}", "Bearer " + token)):
+            assert w.s.get("/v2/shop/api/" + path, a).status_code == 403, "a token outlived the license"
     print("revocation lag, ms:", [round(x * 1000, 1) for x in lags])
 
 
