@@ -203,7 +203,9 @@ def test_replayed_older_value_grants_nothing(w):
     old = {k: r.cmd("GET", k) for k in r.cmd("KEYS", "pg:v:*") + r.cmd("KEYS", "pg:b:*")}
     root = r.cmd("GET", "pg:root")
     w.s.api.post(f"/licenses/{w.license['id']}/revoke", {"reason": "test"}, expect=200)
-    w.s.wait_status("/v2/shop/api/manifests/1.0.0", w.auth, 403)
+    close = {"Connection": "close"}
+    wait_for("both workers to have heard of it",
+             lambda: all(w.get("/v2/shop/api/manifests/1.0.0", headers=close).status_code == 403 for _ in range(16)))
     for keys in ([f"pg:v:c:{c}".encode()], list(old)):
         for k in keys:
             r.cmd("SET", k, old[k])
