@@ -29,6 +29,7 @@ struct db {
     char *name;
     struct store *store; /* the thread's, but for the start */
     pthread_t thread;
+    bool is_ended;         /* of who stops it */
     pthread_mutex_t mutex; /* guards all below */
     pthread_cond_t wake, room;
     struct job *first, **last;
@@ -141,12 +142,11 @@ enum err db_start(const struct db_options *o, struct db **ret, struct error *ret
     return ERR_OK;
 }
 
-void db_stop(struct db **pdb)
+void db_end(struct db *db)
 {
-    struct db *db = *pdb;
-    if (!db)
+    if (!db || db->is_ended)
         return;
-    *pdb = NULL;
+    db->is_ended = true;
     pthread_mutex_lock(&db->mutex);
     db->stopping = true;
     pthread_cond_broadcast(&db->wake);
@@ -154,6 +154,15 @@ void db_stop(struct db **pdb)
     pthread_mutex_unlock(&db->mutex);
     pthread_join(db->thread, NULL);
     store_close(&db->store);
+}
+
+void db_stop(struct db **pdb)
+{
+    struct db *db = *pdb;
+    if (!db)
+        return;
+    *pdb = NULL;
+    db_end(db);
     pthread_mutex_destroy(&db->mutex);
     pthread_cond_destroy(&db->wake);
     pthread_cond_destroy(&db->room);

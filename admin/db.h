@@ -21,7 +21,9 @@ struct db_options {
 };
 /* The writer migrates the schema. The store is open when this returns. */
 enum err db_start(const struct db_options *o, struct db **ret, struct error *reterr) MUST_USE;
-/* Runs what is queued, then ends the thread and closes the store. Readers stop before the writer. */
+/* Runs what is queued, then ends the thread and closes the store; whoever comes later is refused. Readers end before the writer. */
+void db_end(struct db *db);
+/* The same, where it has not ended, and frees it: nobody may come any more. */
 void db_stop(struct db **db);
 
 typedef enum err db_fn(struct store *s, void *arg, struct error *reterr);

@@ -191,14 +191,20 @@ static enum err start_all(struct process *p, struct error *reterr)
 static void stop_all(struct process *p)
 {
     struct admin *a = &p->admin;
-    /* Those that write through the writer first, then the readers, then the writer, which still tells the projector. */
-    sync_stop(&a->sync);
+    /* Threads end first: those that write through the writer, then the lanes, whose jobs still use all the rest, then the writer, which
+     * still tells the projector. Only then is anything freed. */
+    sync_end(a->sync);
     events_stop(&a->events);
+    db_end(a->slow);
+    db_end(a->reader);
+    db_end(a->writer);
+    loop_run_posted(a->loop); /* answers that were made meanwhile still go out */
+    projector_stop(&a->projector);
+    http_free(&a->http);
+    sync_stop(&a->sync);
     db_stop(&a->slow);
     db_stop(&a->reader);
     db_stop(&a->writer);
-    projector_stop(&a->projector);
-    http_free(&a->http);
     timer_free(&p->clock_timer);
     timer_free(&p->drain_timer);
     watch_free(&p->sigterm);
@@ -247,6 +253,11 @@ static int run(const char *path, struct config *cfg)
         loop_run(a->loop);
         log_info("ending");
     }
+    sigset_t late; /* the end is under way: a further signal must not make a failure of it */
+    sigemptyset(&late);
+    sigaddset(&late, SIGTERM);
+    sigaddset(&late, SIGINT);
+    pthread_sigmask(SIG_BLOCK, &late, NULL);
     stop_all(&p);
     return err ? 1 : 0;
 }

@@ -107,8 +107,9 @@ struct sync {
     bool stopping;
     unsigned long long logged_store, logged_redis;
 
-    pthread_mutex_t lock; /* guards st, waiters */
+    pthread_mutex_t lock; /* guards st, waiters, ended */
     struct sync_state st;
+    bool ended; /* nothing is taken any more */
 };
 
 enum task_kind { TASK_NONE, TASK_RESOLVE, TASK_BUILD };
@@ -1365,6 +1366,15 @@ static void request_add(struct request *q, struct repo *rp)
     pthread_mutex_unlock(&s->lock);
 }
 
+static void request_free(struct request *q)
+{
+    for (size_t i = 0; i < q->n; i++)
+        mem_free(q->ids[i]);
+    mem_free(q->ids);
+    mem_free(q->application_id);
+    mem_free(q);
+}
+
 static void on_request(void *arg)
 {
     struct request *q = arg;
@@ -1388,11 +1398,7 @@ static void on_request(void *arg)
     pthread_cond_signal(&q->waiter->cond);
     pthread_mutex_unlock(&s->lock);
     waiter_unref(s, q->waiter);
-    for (size_t i = 0; i < q->n; i++)
-        mem_free(q->ids[i]);
-    mem_free(q->ids);
-    mem_free(q->application_id);
-    mem_free(q);
+    request_free(q);
     if (!s->stopping)
         schedule(s);
 }
@@ -1410,7 +1416,17 @@ static enum err request_run(struct sync *s, struct request *q, unsigned wait_ms)
     q->sync = s;
     q->waiter = w;
     q->at_ms = clock_mono_ms();
-    loop_post(s->loop, on_request, q);
+    pthread_mutex_lock(&s->lock);
+    bool taken = !s->ended;
+    if (taken)
+        loop_post(s->loop, on_request, q); /* ahead of on_stop(), which answers whoever waits */
+    pthread_mutex_unlock(&s->lock);
+    if (!taken) {
+        pthread_cond_destroy(&w->cond);
+        mem_free(w);
+        request_free(q);
+        return ERR_UNAVAILABLE;
+    }
 
     clock_gettime(CLOCK_MONOTONIC, &ts);
     ts.tv_sec += wait_ms / 1000;
@@ -1523,14 +1539,27 @@ struct sync *sync_start(struct admin *a)
     return s;
 }
 
+void sync_end(struct sync *s)
+{
+    if (!s)
+        return;
+    pthread_mutex_lock(&s->lock);
+    bool is_first = !s->ended;
+    s->ended = true;
+    pthread_mutex_unlock(&s->lock);
+    if (!is_first)
+        return;
+    loop_post(s->loop, on_stop, s);
+    pthread_join(s->thread, NULL);
+}
+
 void sync_stop(struct sync **ps)
 {
     struct sync *s = *ps;
     if (!s)
         return;
     *ps = NULL;
-    loop_post(s->loop, on_stop, s);
-    pthread_join(s->thread, NULL);
+    sync_end(s);
     for (size_t i = 0; i < s->n_repos; i++)
         repo_free(s, s->repos[i]);
     mem_free(s->repos);

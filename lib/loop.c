@@ -73,19 +73,24 @@ static void letters_run(struct letters *l)
     }
 }
 
-static void on_wake(evutil_socket_t fd, short what, void *ctx)
+void loop_run_posted(struct loop *l)
 {
-    struct loop *l = ctx;
-    uint64_t count;
     struct letters taken;
 
-    (void)what;
-    (void)!read(fd, &count, sizeof count);
     pthread_mutex_lock(&l->lock);
     taken.first = l->mail.first;
     letters_init(&l->mail);
     pthread_mutex_unlock(&l->lock);
     letters_run(&taken);
+}
+
+static void on_wake(evutil_socket_t fd, short what, void *ctx)
+{
+    uint64_t count;
+
+    (void)what;
+    (void)!read(fd, &count, sizeof count);
+    loop_run_posted(ctx);
 }
 
 static void on_deferred(evutil_socket_t fd, short what, void *ctx)

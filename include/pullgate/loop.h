@@ -23,8 +23,10 @@ typedef void loop_fn(void *arg);
 void loop_post(struct loop *l, loop_fn *fn, void *arg);
 /* Runs fn(arg) in a later round of this loop; own thread only, no lock. */
 void loop_defer(struct loop *l, loop_fn *fn, void *arg);
-/* Runs what is deferred at this moment; for the end of a loop, which may stop with something left to be run. Own thread. */
+/* Run what is deferred or posted at this moment; for the end of a loop, which may stop with something left to be run. Own thread, or
+ * the one that joined it. */
 void loop_run_deferred(struct loop *l);
+void loop_run_posted(struct loop *l);
 
 typedef void timer_fn(void *ctx);
 struct timer *timer_new(struct loop *l, timer_fn *fn, void *ctx);
