@@ -63,7 +63,7 @@ integration() { # build directory, pytest arguments
     shift
     log=$(mktemp)
     PULLGATE_BIN="$root/$dir/bin" PULLGATE_TESTS_BIN="$root/$dir/tests" timeout 1500 \
-        /usr/bin/python3 -m pytest -p no:cacheprovider -q -rfEs --durations=8 tests/integration "$@" 2>&1 | tee "$log"
+        /usr/bin/python3 -m pytest -p no:cacheprovider -q -n 2 --dist loadfile -rfEs --durations=8 tests/integration "$@" 2>&1 | tee "$log"
     rc=${PIPESTATUS[0]}
     local line
     line=$(grep -E '^(=+ )?[0-9]+ (passed|failed|skipped|error)' "$log" | tail -1)
