@@ -165,10 +165,9 @@ def test_what_was_pulled_is_what_was_pushed(shop):
             assert hashlib.sha256(f.read_bytes()).hexdigest() == f.name
 
 
+@pytest.mark.parametrize("shop", ["basic-plain-basic", "basic-tls-bearer"], indirect=True)  # one plain and one TLS run are enough
 def test_large_layer_and_resumed_range(shop):
     """A 200 MB layer arrives whole; a cut download resumes by range to the same bytes."""
-    if shop.param not in ("basic-plain-basic", "basic-tls-bearer"):
-        pytest.skip("one plain and one TLS run are enough for 200 MB")
     data = os.urandom(1024 * 1024) * (BIG // (1024 * 1024))
     image = push_image(shop.registry, "acme/api", "1.9.0", [data], compress=False)
     digest = image["layers"][0]
