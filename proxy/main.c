@@ -331,9 +331,12 @@ int main(int argc, char **argv)
     /* The keys are the admin's to make: a proxy that starts first waits for them, so that the two may be started in any order. */
     enum err e = keyring_open(cfg->keys.path, false, &g.proxy.keys, &error);
     if (check) {
-        if (e != ERR_OK)
+        /* Keys that are not there yet are no fault of the file: the admin makes them at its first start. */
+        if (e != ERR_OK && e != ERR_UNAVAILABLE)
             return fail(&error);
-        puts("configuration is valid");
+        puts("the configuration is good");
+        if (e == ERR_UNAVAILABLE)
+            printf("but the keys are not there yet (%s): pullgate-admin makes them at its first start\n", error.text);
         return EXIT_SUCCESS;
     }
     for (unsigned tries = 0; e == ERR_UNAVAILABLE && tries < 600; tries++) {
