@@ -15,7 +15,7 @@ from conftest import World
 from scripted_upstream import ScriptedUpstream
 from stack import SLOW
 
-ROUNDS = int(os.environ.get("PULLGATE_STRESS_ROUNDS", "6"))
+ROUNDS = int(os.environ.get("PULLGATE_STRESS_ROUNDS", "5"))
 SEED = int(os.environ.get("PULLGATE_STRESS_SEED", random.randrange(1 << 30)))
 CLIENTS = 10
 
