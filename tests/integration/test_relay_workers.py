@@ -1,6 +1,7 @@
 """Across workers: a worker that ends hands its transfers on; the bound of streams; a storm of mixed readers."""
 import random
 import signal
+import socket
 import threading
 
 from relay_lab import Answer, Lab, make, wait_for
@@ -15,6 +16,7 @@ def test_worker_leaving_hands_its_transfer_on():
             lab.send(b, blob.digest, len(blob.data))
             wait_for("the second reader", lambda: lab.stats(1)["joined"] == 1)
             wait_for("bytes", lambda: lab.upstream.sent >= 1 << 20)
+            wait_for("bytes at the second reader", lambda: len(b.recv(1 << 17, socket.MSG_PEEK)) > 4096)
             lab.p.send_signal(signal.SIGUSR1)
             wait_for("the request by the other worker", lambda: len(lab.upstream.gets()) == 2)
             blob.go.set()
