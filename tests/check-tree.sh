@@ -6,7 +6,8 @@ complain() {
     echo "tree: $*"
     bad=1
 }
-c_files=$(git ls-files '*.c' '*.h' | grep -E '^(include|lib|proxy|admin|cli)/')
+files=$(git -c safe.directory="$PWD" ls-files) || exit 1 # root looks at a tree of somebody else
+c_files=$(grep -E '^(include|lib|proxy|admin|cli)/.*\.[ch]$' <<<"$files")
 hits=$(grep -nE '\b(strcpy|strcat|sprintf|vsprintf|strtok|atoi|atol|gets|alloca|system|popen)\(' $c_files | grep -v '^\S*:[0-9]*: *\*')
 [ -z "$hits" ] || complain "banned calls:"$'\n'"$hits"
 hits=$(grep -nE '\b(malloc|calloc|realloc|strdup|strndup|free)\(' $c_files | grep -vE '^lib/mem\.c|(mem|json|sb|event|X509|EVP|SSL|BIO|_)[a-zA-Z0-9_]*free\(|^\S+: *\*' | grep -vE '[a-zA-Z_>.]free\(')
@@ -22,8 +23,8 @@ only 'hiredis/' 'lib/cache\.c'
 only 'sqlite3' 'lib/store\.c'
 only 'jansson' 'lib/jv\.c'
 only 'openssl/' 'lib/(seal|edge)\.c'
-only 'cyaml|yaml' 'lib/config\.c'
+only 'yaml' 'lib/config\.c'
 only 'systemd/' 'lib/notify\.c'
-extra=$(git ls-files | cut -d/ -f1 | sort -u | grep -vxE 'CMakeLists\.txt|CMakePresets\.json|README\.md|LICENSE|admin|cli|conf|docs|include|lib|proxy|tests|\..*')
+extra=$(cut -d/ -f1 <<<"$files" | sort -u | grep -vxE 'CMakeLists\.txt|CMakePresets\.json|README\.md|LICENSE|admin|cli|conf|docs|include|lib|proxy|tests|\..*')
 [ -z "$extra" ] || complain "top level: $extra"
 exit $bad

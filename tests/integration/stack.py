@@ -7,6 +7,7 @@ import ctypes
 import json
 import os
 import pathlib
+import random
 import secrets
 import shutil
 import signal
@@ -46,10 +47,16 @@ def wait_for(what, probe, timeout=10.0, interval=0.02):
 
 
 def free_port():
-    """A port for programs that cannot take port 0. Taken from the kernel; the tiny race is retried by the callers."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """A port for programs that cannot take port 0. Not one of those that the kernel gives to connections, so that it is still
+    free when the program binds it, and when a test starts the program again on the same one."""
+    low = int(pathlib.Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        with socket.socket() as s:
+            try:
+                s.bind(("127.0.0.1", random.SystemRandom().randrange(10000, low) if low > 12000 else 0))
+                return s.getsockname()[1]
+            except OSError:
+                continue
 
 
 class Proc:
