@@ -249,9 +249,6 @@ static enum err serve(struct program *g, struct error *error)
         if ((e = worker_new(p, i, fds, cfg->proxy.listen.n, &p->workers[i], error)) != ERR_OK)
             return e;
     }
-    for (unsigned i = 0; i < p->n_workers; i++)
-        if ((e = worker_start(p->workers[i], error)) != ERR_OK)
-            return e;
     for (size_t k = 0; k < cfg->proxy.listen.n; k++)
         sb_addf(&addresses, "%s\n", bound[k]);
     static const struct monitor_handlers monitoring = {.metrics = on_metrics, .not_ready = on_ready};
@@ -259,6 +256,9 @@ static enum err serve(struct program *g, struct error *error)
     h.ctx = g;
     if ((e = monitor_new(g->loop, cfg, &cfg->proxy.metrics_listen, &h, &g->monitor, &addresses, error)) != ERR_OK)
         return e;
+    for (unsigned i = 0; i < p->n_workers; i++) /* last: whoever fails to start has served nobody, and ends with one thread */
+        if ((e = worker_start(p->workers[i], error)) != ERR_OK)
+            return e;
     write_port_file(cfg, addresses.p);
     for (size_t k = 0; k < cfg->proxy.listen.n; k++)
         log_info("listening on %s%s, %u workers", bound[k], p->tls != NULL ? " (TLS)" : "", p->n_workers);
