@@ -10,6 +10,12 @@ quick=0
 [ "${1:-}" = --quick ] && quick=1
 . conf/install-packages.sh
 
+work=$(mktemp -d) # what the run leaves behind is in here, and goes with it; kept when a test failed
+keep=0
+trap '[ $keep -eq 1 ] || rm -rf --one-file-system "$work"' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
 passed=0
 failed=0
 skipped=0
@@ -28,10 +34,9 @@ step() { printf '\n== %s (%s s)\n' "$*" "$SECONDS"; }
 
 build() { # preset
     step "build: $1"
-    cmake --preset "$1" >"/tmp/pullgate-cmake.$$" 2>&1 && cmake --build --preset "$1" -- -k 0 >>"/tmp/pullgate-cmake.$$" 2>&1
+    { cmake --preset "$1" && cmake --build --preset "$1" -- -k 0; } >"$work/build.log" 2>&1
     local rc=$?
-    [ $rc -eq 0 ] || tail -60 "/tmp/pullgate-cmake.$$"
-    rm -f "/tmp/pullgate-cmake.$$"
+    [ $rc -eq 0 ] || tail -60 "$work/build.log"
     count "build $1" $rc
     return $rc
 }
@@ -41,7 +46,7 @@ unit() { # build directory
     local t out
     for t in "$1"/tests/test_*; do
         [ -x "$t" ] || continue
-        if out=$(timeout 300 "$t" 2>&1); then
+        if out=$(timeout --foreground 300 "$t" 2>&1); then
             n=$(grep -c '^\[       OK \]' <<<"$out")
             passed=$((passed + n))
             printf '%-40s %s passed\n' "$(basename "$t")" "$n"
@@ -69,24 +74,26 @@ summary() { # log: the numbers of pytest's closing line into p f e s
 
 integration() { # build directory, pytest arguments
     step "integration tests: $1"
-    local dir=$1 work rc p f e s
+    local dir=$1 rc p f e s
+    local at=$work/${dir//\//-}
     shift
-    work=$(mktemp -d)
+    mkdir "$at"
     export PULLGATE_BIN="$root/$dir/bin" PULLGATE_TESTS_BIN="$root/$dir/tests"
-    timeout 1500 /usr/bin/python3 -m pytest -o cache_dir="$work/cache" -q -n 2 --dist loadfile -rfEs --durations=8 tests/integration "$@" 2>&1 |
-        tee "$work/log"
+    timeout --foreground 1500 /usr/bin/python3 -m pytest -o cache_dir="$at/cache" --basetemp="$at/t" -q -n 2 --dist loadfile -rfEs --durations=8 \
+        tests/integration "$@" 2>&1 | tee "$at/log"
     rc=${PIPESTATUS[0]}
-    summary "$work/log"
+    summary "$at/log"
     passed=$((passed + p))
     skipped=$((skipped + s))
     if [ "$f" -gt 0 ] && [ "$f" -le 10 ]; then
         # Two files at a time on a small machine: a test of real time can lose its processor. What failed gets one run alone, and
         # is named, whatever comes of it.
         echo "once more, alone:"
-        grep -E '^(FAILED|ERROR) ' "$work/log" | cut -c1-200
-        timeout 600 /usr/bin/python3 -m pytest -o cache_dir="$work/cache" -q --lf --lfnf=none -rfE tests/integration "$@" 2>&1 | tee "$work/again"
+        grep -E '^(FAILED|ERROR) ' "$at/log" | cut -c1-200
+        timeout --foreground 600 /usr/bin/python3 -m pytest -o cache_dir="$at/cache" --basetemp="$at/a" -q --lf --lfnf=none -rfE tests/integration "$@" 2>&1 |
+            tee "$at/again"
         rc=${PIPESTATUS[0]}
-        summary "$work/again"
+        summary "$at/again"
         passed=$((passed + p))
     fi
     failed=$((failed + f))
@@ -95,7 +102,6 @@ integration() { # build directory, pytest arguments
         failed=$((failed + 1))
         failures+=("pytest in $dir ended with $rc")
     fi
-    rm -rf "$work"
 }
 
 step "checks of the tree"
@@ -114,6 +120,10 @@ fi
 
 step "done"
 for f in "${failures[@]:-}"; do [ -n "$f" ] && echo "failed: $f"; done
+if [ $failed -gt 0 ]; then
+    keep=1
+    echo "what the tests left is in $work"
+fi
 if [ $skipped -gt 0 ]; then
     echo "$passed passed, $failed failed, $skipped skipped"
 else

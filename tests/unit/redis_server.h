@@ -1,4 +1,4 @@
-/* A real redis-server for a unit test, on a port of the kernel's choice and a socket in a directory of its own. */
+/* A real redis-server for a unit test, on a free port and a socket in a directory of its own. */
 #ifndef TESTS_REDIS_SERVER_H
 #define TESTS_REDIS_SERVER_H
 
@@ -11,6 +11,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
+#include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -46,15 +48,23 @@ static inline void redis_pause_ms(long ms)
     nanosleep(&(struct timespec){ms / 1000, ms % 1000 * 1000000}, NULL);
 }
 
+/* From 10000 to 30000, which the kernel gives to no connection unless it was told to: still free when the server binds it, and when
+ * it is started again on it. */
 static inline int redis_free_port(void)
 {
-    struct sockaddr_in sa = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t n = sizeof sa;
-    int fd = socket(AF_INET, SOCK_STREAM, 0);
-    if (fd < 0 || bind(fd, (struct sockaddr *)&sa, sizeof sa) || getsockname(fd, (struct sockaddr *)&sa, &n))
-        abort();
-    close(fd);
-    return ntohs(sa.sin_port);
+    for (int tries = 0; tries < 1000; tries++) {
+        struct sockaddr_in sa = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+        unsigned r;
+        int fd = socket(AF_INET, SOCK_STREAM, 0), rc;
+        if (fd < 0 || getrandom(&r, sizeof r, 0) != (ssize_t)sizeof r)
+            abort();
+        sa.sin_port = htons((uint16_t)(10000 + r % 20000));
+        rc = bind(fd, (struct sockaddr *)&sa, sizeof sa);
+        close(fd);
+        if (rc == 0)
+            return ntohs(sa.sin_port);
+    }
+    abort();
 }
 
 /* Waits until it accepts connections. Call again after redis_stop() for a restart on the same port. */
@@ -75,6 +85,7 @@ static inline void redis_start(struct redis_server *r)
     snprintf(sock, sizeof sock, "%s/s", r->dir);
     r->pid = fork();
     if (r->pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL); /* a test that aborts takes it along */
         int null = open("/dev/null", O_RDWR);
         dup2(null, 1);
         dup2(null, 2);

@@ -23,6 +23,8 @@
 #include "pullgate/mem.h"
 #include "pullgate/seal.h"
 
+#include "redis_server.h" /* directory_remove */
+
 /* ---- clock, loop ------------------------------------------------------------------------------ */
 
 static int64_t wall_s;
@@ -1995,13 +1997,6 @@ int main(void)
         return 1;
     int rc = cmocka_run_group_tests(tests, NULL, NULL);
     keyring_free(keys);
-    static const char *const files[] = {"mac.key", "pepper.key", "seal.key", "audit.key"};
-
-    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
-        char path[300];
-        snprintf(path, sizeof path, "%s/%s", keys_dir, files[i]);
-        unlink(path);
-    }
-    rmdir(keys_dir);
+    directory_remove(keys_dir);
     return rc;
 }
