@@ -29,38 +29,22 @@ const char *reason_text(enum reason r)
 /* How close to allowing; zero for what is no denial of a license. */
 static unsigned closeness(enum reason r)
 {
-    switch (r) {
-    case REASON_QUOTA_EXCEEDED:
-        return 11;
-    case REASON_IP_NOT_ALLOWED:
-        return 10;
-    case REASON_GRANT_WINDOW:
-        return 9;
-    case REASON_MAINTENANCE_ENDED:
-        return 8;
-    case REASON_VERSION_NOT_GRANTED:
-    case REASON_NOT_IN_CLOSURE:
-        return 7;
-    case REASON_EXPIRED:
-        return 6;
-    case REASON_SCHEDULED:
-        return 5;
-    case REASON_SUSPENDED:
-        return 4;
-    case REASON_INACTIVE:
-        return 3;
-    case REASON_REVOKED:
-        return 2;
-    case REASON_UNKNOWN: /* a status that is none */
-        return 1;
-    case REASON_GRANTED:
-    case REASON_NO_LICENSE:
-    case REASON_CUSTOMER_DISABLED:
-    case REASON_CREDENTIAL_EXPIRED:
-    case REASON_RATE_LIMITED:
-        break;
-    }
-    return 0;
+    static const uint8_t order[] = {
+        [REASON_QUOTA_EXCEEDED] = 11,
+        [REASON_IP_NOT_ALLOWED] = 10,
+        [REASON_GRANT_WINDOW] = 9,
+        [REASON_MAINTENANCE_ENDED] = 8,
+        [REASON_VERSION_NOT_GRANTED] = 7,
+        [REASON_NOT_IN_CLOSURE] = 7,
+        [REASON_EXPIRED] = 6,
+        [REASON_SCHEDULED] = 5,
+        [REASON_SUSPENDED] = 4,
+        [REASON_INACTIVE] = 3,
+        [REASON_REVOKED] = 2,
+        [REASON_UNKNOWN] = 1, /* a status that is none */
+        [REASON_RATE_LIMITED] = 0,
+    };
+    return order[r];
 }
 
 static bool names_contain(const struct str *names, size_t n, struct str name)
@@ -600,7 +584,7 @@ void decision_message(const struct entitlement *ent, const struct decision *d, c
     }
     if (ret->n > MESSAGE_MAX) { /* the parts are bounded; this keeps the promise when their bounds are raised */
         size_t n = MESSAGE_MAX;
-        while (n > 0 && ((unsigned char)ret->p[n] & 0xc0) == 0x80)
+        while (((unsigned char)ret->p[n] & 0xc0) == 0x80) /* ends: every sentence begins in ASCII */
             n--;
         ret->n = n;
         ret->p[n] = '\0';

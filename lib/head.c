@@ -112,7 +112,7 @@ static int parse_request_line(struct str line, bool whole, const struct head_lim
         return refuse(ret_why, 414, "request target too long");
     if (p == end && !whole)
         return 0;
-    if (p == end || *p != ' ' || n == 0)
+    if (p == end || *p != ' ')
         return refuse(ret_why, 400, p == end ? "malformed request line" : "byte not allowed in the request target");
 
     struct str version = {p + 1, (size_t)(end - p - 1)};

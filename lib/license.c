@@ -22,13 +22,11 @@ static int64_t add_clamped(int64_t a, int64_t b)
     return b > 0 ? INT64_MAX : INT64_MIN;
 }
 
-/* INT64_MAX: never. A negative grace is none. */
+/* Of a license that expires at all. INT64_MAX: never. A negative grace is none. */
 static int64_t grace_end(const struct license_terms *t)
 {
     int64_t grace;
 
-    if (t->expires_at_s == 0)
-        return INT64_MAX;
     if (t->grace_days <= 0)
         return t->expires_at_s;
     if (__builtin_mul_overflow(t->grace_days, DAY_S, &grace))

@@ -414,7 +414,7 @@ void query_each(struct str query, query_fn *fn, void *ctx)
     struct strbuf key = {0}, value = {0};
     struct str pair, rest = query;
 
-    for (unsigned n = 0; n < QUERY_MAX_PAIRS && rest.n && str_next(&rest, '&', &pair); n++) {
+    for (unsigned n = 0; n < QUERY_MAX_PAIRS && str_next(&rest, '&', &pair); n++) {
         struct str k = pair, v = str_sub(pair, pair.n, 0);
         (void)str_cut(pair, '=', &k, &v);
         if (!percent_decode(k, &key) || key.n == 0)

@@ -2,6 +2,7 @@
 # Installs what the tests need, builds the release and the sanitizer build, and runs every test against both.
 #   tests/run.sh            everything
 #   tests/run.sh --quick    the release build only, without the sanitizer pass
+# The sanitizer pass also measures coverage, and fails below its goals (tests/coverage.py).
 # Closes with "N passed, N failed" over everything that ran; exits non-zero when anything failed.
 set -u
 cd "$(dirname "$0")/.."
@@ -104,6 +105,18 @@ integration() { # build directory, pytest arguments
     fi
 }
 
+# The sanitizer pass counts lines as it goes; the modules that decide have their branches counted in a build without sanitizers.
+coverage() {
+    local pure=$(tests/coverage.py modules) t
+    tests/coverage.py lines build/dev
+    count "coverage of lines" $?
+    { cmake --preset coverage && cmake --build --preset coverage --target $(printf 'test_%s ' $pure); } >"$work/build.log" 2>&1 || tail -60 "$work/build.log"
+    find build/coverage -name '*.gcda' -delete
+    for t in $pure; do "build/coverage/tests/test_$t" >/dev/null 2>&1; done
+    tests/coverage.py branches build/coverage
+    count "coverage of branches" $?
+}
+
 step "checks of the tree"
 tests/check-tree.sh
 count "tree" $?
@@ -114,8 +127,11 @@ if build release; then
 fi
 if [ $quick -eq 0 ] && build dev; then
     export ASAN_OPTIONS=abort_on_error=1:detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
+    find build/dev -name '*.gcda' -delete
     unit build/dev
     integration build/dev -m "not once"
+    step "coverage"
+    coverage
 fi
 
 step "done"

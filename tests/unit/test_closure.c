@@ -235,6 +235,12 @@ static void platforms(void **state)
     assert_int_equal(m->n_children, 9);
     manifest_free(m);
 
+    /* every class of byte in a part, and its neighbours */
+    m = must_parse("{" V2 TYPE(OCI_I) "\"manifests\":[" PLATFORM("azAZ09._-", "m", "") "," PLATFORM("a/", "m", "") "," PLATFORM("a:", "m", "") ","
+                   PLATFORM("a@", "m", "") "," PLATFORM("a[", "m", "") "," PLATFORM("a`", "m", "") "," PLATFORM("a{", "m", "") "]}");
+    assert_string_equal(m->platforms, "azAZ09._-/m");
+    manifest_free(m);
+
     sb_addc(&b, "{" V2 TYPE(OCI_I) "\"manifests\":[");
     for (int i = 0; i < 70; i++)
         sb_addf(&b, "%s{\"mediaType\":\"" OCI_M "\",\"digest\":\"" DA "\",\"size\":1,\"platform\":{\"os\":\"o%d\",\"architecture\":\"%s\"}}", i ? "," : "", i, i ? "a" : long_name);

@@ -120,6 +120,9 @@ static const struct row rows[] = {
     {"nor by digest", {{ACT, .grants = {{.selector = SELECTOR_DIGEST, .digest = 1}}}}, {{.tag = "sha256-" HEX64, .digest = 1}}, REASON_VERSION_NOT_GRANTED},
     {"short of that it is a version", {{ACT, .grants = {ALL}}}, {V("sha256-0123")}, REASON_GRANTED},
     {"and with other letters", {{ACT, .grants = {ALL}}}, {V("sha256-g" HEX64)}, REASON_GRANTED},
+    {"and with an upper-case one", {{ACT, .grants = {ALL}}}, {V("sha256-G" HEX64)}, REASON_GRANTED},
+    {"and with a mark", {{ACT, .grants = {ALL}}}, {V("sha256-." HEX64)}, REASON_GRANTED},
+    {"its last digit counts, too", {{ACT, .grants = {ALL}}}, {V("sha256-0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcde_")}, REASON_GRANTED},
     {"the second grant may do", {{ACT, .grants = {RANGE("^1"), RANGE("^2")}}}, {V("2.0.0")}, REASON_GRANTED},
     {"the second candidate may do", {{ACT, .grants = {RANGE("^2")}}}, {V("1.0.0"), V("2.0.0")}, REASON_GRANTED, .is_digest = true},
 
@@ -564,6 +567,10 @@ static void messages(void **state)
             .grants = {RANGE("^1.2"), {.selector = SELECTOR_CHANNEL, .value = "stable"}, {.selector = SELECTOR_ALL, .repository = "shop/web"}}}},
           {V("2.0.0")}, 0},
          NOW, "2.0.0", "", "", "license \"Acme Prod\" for shop does not include version 2.0.0 (granted: ^1.2, channel stable; updates until 2026-03-01). Contact your vendor."},
+        {{"granted here only",
+          {{ACT, .grants = {{.selector = SELECTOR_RANGE, .value = "^1.2", .repository = R}, {.selector = SELECTOR_ALL, .repository = "shop/web"}}}},
+          {V("2.0.0")}, 0},
+         NOW, "2.0.0", "", "c", "license \"Acme Prod\" for shop does not include version 2.0.0 (granted: ^1.2). Contact c"},
         {{"nothing granted", {{ACT}}, {V("1")}, 0}, NOW, "1", "", "c",
          "license \"Acme Prod\" for shop does not include version 1 (nothing granted). Contact c"},
         {{"digest", {{ACT, .grants = {ALL}}}, {{0}}, 0, .is_digest = true}, NOW, "sha256:" HEX64, "", "c",
@@ -609,6 +616,41 @@ static void messages(void **state)
         struct decision_query q = {.repository = S(R)};
         decision_message(NULL, &d, &q, S("1"), &b);
         assert_string_equal(b.p, plain[i].want);
+    }
+    sb_free(&b);
+}
+
+/* What the projector never writes, said all the same. */
+static void messages_of_odd_licenses(void **state)
+{
+    static const struct row row = {"", {{LICENSE_REVOKED}}, {V("1")}, 0};
+    static const struct {
+        const char *name, *slug, *status_reason;
+        enum reason reason;
+        int64_t expires, grace_days;
+        const char *want;
+    } cases[] = {
+        {"", "shop", "", REASON_REVOKED, 0, 0, "license \"lic_1\" for shop was revoked. Contact c"},
+        {"Acme", "", "", REASON_SUSPENDED, 0, 0, "license \"Acme\" is suspended. Contact c"},
+        {"Acme", "", "", REASON_EXPIRED, MARCH, INT64_MAX, "license \"Acme\" expired on 2026-03-01. Contact c"},
+        {"Acme", "", "", REASON_EXPIRED, MARCH, INT64_MAX / DAY, "license \"Acme\" expired on 2026-03-01. Contact c"},
+        {"Acme", "", "", REASON_EXPIRED, MARCH, -1, "license \"Acme\" expired on 2026-03-01. Contact c"},
+    };
+    struct strbuf b = {0};
+    (void)state;
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        struct world w;
+        world_make(&row, &w);
+        w.licenses[0].name = str_c(cases[i].name);
+        w.licenses[0].application_slug = str_c(cases[i].slug);
+        w.licenses[0].status_reason = str_c(cases[i].status_reason);
+        w.licenses[0].terms.expires_at_s = cases[i].expires;
+        w.licenses[0].terms.grace_days = cases[i].grace_days;
+        w.ent.support_contact = S("c");
+        struct decision d = {.verdict = VERDICT_DENY, .reason = cases[i].reason, .license = &w.licenses[0]};
+        decision_message(&w.ent, &d, &w.query, S("1"), &b);
+        assert_string_equal(b.p, cases[i].want);
+        world_free(&w);
     }
     sb_free(&b);
 }
@@ -659,9 +701,10 @@ static void messages_are_bounded(void **state)
 static void messages_stay_utf8(void **state)
 {
     static const struct row row = {"", {{LICENSE_REVOKED}}, {V("2.0.0")}, 0};
+    static const struct row all_long = {"", {{ACT, .grants = {RANGE("^1"), RANGE("^1"), RANGE("^1")}}}, {V("2.0.0")}, 0};
     struct strbuf b = {0}, name = {0};
     (void)state;
-    for (int pad = 0; pad < 4; pad++) {
+    for (int pad = 0; pad < 8; pad++) { /* from 4 on everything is long, and the whole sentence is cut */
         struct world w;
         struct decision d;
         sb_reset(&name);
@@ -669,10 +712,16 @@ static void messages_stay_utf8(void **state)
             sb_add_char(&name, 'x');
         for (int i = 0; i < 100; i++)
             sb_addc(&name, "\xe2\x82\xac");
-        world_make(&row, &w);
+        world_make(pad < 4 ? &row : &all_long, &w);
         w.licenses[0].name = sb_str(&name);
+        if (pad >= 4) {
+            w.licenses[0].application_slug = w.ent.support_contact = sb_str(&name);
+            w.grants[0][0].value = w.grants[0][1].value = w.grants[0][2].value = sb_str(&name);
+        }
         decision_make(&w.ent, &w.query, &d);
-        decision_message(&w.ent, &d, &w.query, S("2.0.0"), &b);
+        decision_message(&w.ent, &d, &w.query, pad < 4 ? S("2.0.0") : sb_str(&name), &b);
+        if (pad >= 4)
+            assert_in_range(b.n, 590, 600);
         for (size_t i = 0; i < b.n; i++)
             if ((unsigned char)b.p[i] == 0xe2) {
                 assert_int_equal((unsigned char)b.p[i + 1], 0x82);
@@ -701,7 +750,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_policy),           cmocka_unit_test(decisions_hold_until_told), cmocka_unit_test(valid_until),
         cmocka_unit_test(any_in_force),         cmocka_unit_test(of_one_license),            cmocka_unit_test(messages),
-        cmocka_unit_test(messages_are_bounded), cmocka_unit_test(messages_stay_utf8),        cmocka_unit_test(reasons_have_texts),
+        cmocka_unit_test(messages_are_bounded), cmocka_unit_test(messages_stay_utf8),        cmocka_unit_test(messages_of_odd_licenses),
+        cmocka_unit_test(reasons_have_texts),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

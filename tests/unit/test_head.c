@@ -35,10 +35,15 @@ static const struct row rows[] = {
     ROW("HEAD", "HEAD /v2/a/blobs/sha256:00 HTTP/1.1\r\n" HOST END, 0),
     ROW("PUT, PATCH, DELETE, OPTIONS pass to be answered 405", "PUT /v2/x HTTP/1.1\r\n" HOST "Content-Length: 3\r\n" END, 0),
     ROW("unknown method passes to be answered 405", "PROPFIND /v2/ HTTP/1.1\r\n" HOST END, 0),
+    ROW("a method of as many letters as GET", "PRI /v2/ HTTP/1.1\r\n" HOST END, 0),
     ROW("hyphen in a method", "VERSION-CONTROL /v2/ HTTP/1.1\r\n" HOST END, 0),
+    ROW("nearly TRACE", "TRACK /v2/ HTTP/1.1\r\n" HOST END, 0),
+    ROW("nearly CONNECT", "CONSULT /v2/ HTTP/1.1\r\n" HOST END, 0),
+    ROW("names as long as those that count", REQ HOST "Hort: a\r\nExpekt: x\r\nKonnection: close\r\nAuthorisation: x\r\nContent-Lenght: x\r\nTransfer-Enkoding: x\r\n" END, 0),
     ROW("IPv6 Host", "GET / HTTP/1.1\r\nHost: [::1]:5080\r\n" END, 0),
     ROW("Host with an empty port", "GET / HTTP/1.1\r\nHost: a.example:\r\n" END, 0),
     ROW("%-escapes are the route's business", "GET /v2/acme%2Fapp/tags/list HTTP/1.1\r\n" HOST END, 0),
+    ROW("blanks and tabs around a value", REQ HOST "Accept: \t \ta\t \t\r\n" END, 0),
     ROW("inner tab and obs-text in a value", REQ HOST "User-Agent: a\tb \xc3\xa9\r\n" END, 0),
     ROW("empty value", REQ HOST "Accept:\r\n" END, 0),
     ROW("SMG-075 Connection names Content-Length", POST "Connection: Content-Length\r\nContent-Length: 5\r\n" END, 0),
@@ -55,6 +60,7 @@ static const struct row rows[] = {
     ROW("SMG-011 negative Content-Length", POST "Content-Length: -1\r\n" END, 400),
     ROW("Content-Length with a plus", POST "Content-Length: +5\r\n" END, 400),
     ROW("Content-Length in hex", POST "Content-Length: 0x5\r\n" END, 400),
+    ROW("Content-Length with a letter", POST "Content-Length: 5x\r\n" END, 400),
     ROW("Content-Length list", POST "Content-Length: 5, 5\r\n" END, 400),
     ROW("Content-Length with leading zeros", POST "Content-Length: 005\r\n" END, 400),
     ROW("Content-Length with a fraction", POST "Content-Length: 5.0\r\n" END, 400),
@@ -108,6 +114,10 @@ static const struct row rows[] = {
     ROW("Host with a port of six digits", REQ "Host: a:808080\r\n" END, 400),
     ROW("Host without a name", REQ "Host: :80\r\n" END, 400),
     ROW("Host with an open bracket", REQ "Host: [::1\r\n" END, 400),
+    ROW("Host with empty brackets", REQ "Host: []\r\n" END, 400),
+    ROW("Host with a name in brackets", REQ "Host: [g]\r\n" END, 400),
+    ROW("Host with a port of a slash", REQ "Host: a:80/\r\n" END, 400),
+    ROW("Host with brackets and a port of none", REQ "Host: [::1]x\r\n" END, 400),
     ROW("two Authorizations", REQ HOST AUTH AUTH END, 400),
     ROW("SMG-053 absolute-form", "GET http://evil.example HTTP/1.1\r\n" HOST END, 400),
     ROW("absolute-form with a path", "GET http://registry.example:5080/v2/ HTTP/1.1\r\n" HOST END, 400),
@@ -140,6 +150,7 @@ static const struct row rows[] = {
     ROW("SMG-081 TRACE", "TRACE /v2/ HTTP/1.1\r\n" HOST END, 405),
     ROW("CONNECT", "CONNECT evil.example:443 HTTP/1.1\r\n" HOST END, 405),
     ROW("SMG-083 OPTIONS *", "OPTIONS * HTTP/1.1\r\n" HOST END, 400),
+    ROW("an empty target", "GET  HTTP/1.1\r\n" HOST END, 400),
     ROW("no target", "GET HTTP/1.1\r\n" HOST END, 400),
     ROW("relative target", "GET v2/ HTTP/1.1\r\n" HOST END, 400),
 };
@@ -191,6 +202,26 @@ static void prefixes(void **state)
     }
 }
 
+/* What the caller never hands over, or only when it cut in the wrong place. */
+static void wrongly_cut(void **state)
+{
+    static const struct row cut[] = {
+        ROW("nothing", "", 400),
+        ROW("three bytes", "\r\n\r", 400),
+        ROW("no end", REQ HOST, 400),
+        ROW("an end in the middle", REQ HOST END HOST END, 400),
+        ROW("a lone LF where the line ends", "GET / HTTP/1.1\rx" HOST END, 400),
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof cut / sizeof *cut; i++)
+        if (parse(cut[i].bytes, NULL) != cut[i].status)
+            fail_msg("%s", cut[i].name);
+    assert_int_equal(head_find_end("\r\n\r\n", 4, 9), 0);
+    assert_int_equal(head_find_end("\r\n\r\n", 4, 3), 4);
+    assert_int_equal(head_find_end("a\r\n\r\n", 5, 4), 5);
+    assert_int_equal(head_find_end("\r\n\r", 3, 0), 0);
+}
+
 static void early(void **state)
 {
     static const struct row partial[] = {
@@ -205,6 +236,16 @@ static void early(void **state)
         ROW("good so far, line whole", "GET /v2/ HTTP/1.1\r", 0),
         ROW("good so far, in a field", "GET /v2/ HTTP/1.0\r\nHos", 0),
         ROW("TRACE", "TRACE /", 405),
+        ROW("LF first", "\n", 400),
+        ROW("CR first", "\rG", 400),
+        ROW("NUL first", "\0", 400),
+        ROW("method only", "GET", 0),
+        ROW("target begun", "GET /", 0),
+        ROW("no target yet", "GET ", 0),
+        ROW("target over", "GET / ", 0),
+        ROW("a blank for a target", "GET  ", 400),
+        ROW("version of nine bytes", "GET / HTTP/1.11", 400),
+        ROW("version of eight", "GET / HTTP/1.1", 0),
     };
     (void)state;
     for (size_t i = 0; i < sizeof partial / sizeof *partial; i++) {
@@ -248,7 +289,15 @@ static void bounds(void **state)
             sb_add_char(&b, 'a');
         sb_addc(&b, "\r\n" END);
         assert_int_equal(head_parse(sb_str(&b), &limits, &h, &why), extra ? 431 : 0);
+        assert_int_equal(head_check_partial(sb_str(&b), 0, &limits, &why), extra ? 431 : 0);
     }
+    static const struct head_limits many = {.target_bytes = 4096, .head_bytes = 65536, .fields = HEAD_MAX_FIELDS + 1};
+    sb_reset(&b); /* fields: never more than there is room for, whatever is configured */
+    sb_addc(&b, REQ HOST);
+    for (unsigned i = 0; i < HEAD_MAX_FIELDS; i++)
+        sb_addf(&b, "X%u: y\r\n", i);
+    sb_addc(&b, END);
+    assert_int_equal(head_parse(sb_str(&b), &many, &h, &why), 431);
     sb_free(&b);
 }
 
@@ -271,8 +320,30 @@ static void parts(void **state)
     assert_true(h.expect_continue && h.keep_alive && !h.is_http10);
     assert_true(str_eq_c(head_get(&h, "X-A", &n), "1"));
     assert_int_equal(n, 2);
+    assert_true(str_eq_c(head_get(&h, "x-a", NULL), "1"));
+    assert_null(head_get(&h, "absent", NULL).p);
     assert_null(head_get(&h, "absent", &n).p);
     assert_int_equal(n, 0);
+}
+
+static void methods(void **state)
+{
+    static const struct {
+        const char *text;
+        enum head_method method;
+    } cases[] = {{"GET", HEAD_GET},       {"PUT", HEAD_PUT},         {"PRI", HEAD_OTHER},     {"HEAD", HEAD_HEAD},   {"POST", HEAD_POST},   {"LOCK", HEAD_OTHER},
+                 {"PATCH", HEAD_PATCH},   {"MERGE", HEAD_OTHER},     {"DELETE", HEAD_DELETE}, {"SEARCH", HEAD_OTHER}, {"OPTIONS", HEAD_OPTIONS}, {"UNLABEL", HEAD_OTHER},
+                 {"PROPFIND", HEAD_OTHER}, {"A", HEAD_OTHER}};
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct strbuf b = {0};
+        struct head h;
+        sb_addf(&b, "%s / HTTP/1.1\r\n" HOST END, cases[i].text);
+        assert_int_equal(parse(sb_str(&b), &h), 0);
+        if (h.method != cases[i].method || !str_eq_c(h.method_text, cases[i].text))
+            fail_msg("%s", cases[i].text);
+        sb_free(&b);
+    }
 }
 
 static void keep_alive(void **state)
@@ -289,6 +360,8 @@ static void keep_alive(void **state)
         K("1.1", "Connection: close, TE\r\n", false),
         K("1.1", "Connection: TE , close\r\n", false),
         K("1.1", "Connection: keep-alive\r\nConnection: close\r\n", false),
+        K("1.1", "Connection: TE\t,\tclose\t \r\n", false),
+        K("1.1", "Connection: TE,close\t\r\n", false),
         K("1.1", "Connection: closed\r\n", true),
         K("1.1", "Connection: ,,\r\n", true),
         K("1.0", "", false),
@@ -310,6 +383,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(rules),  cmocka_unit_test(prefixes), cmocka_unit_test(early),
         cmocka_unit_test(bounds), cmocka_unit_test(parts),    cmocka_unit_test(keep_alive),
+        cmocka_unit_test(methods), cmocka_unit_test(wrongly_cut),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

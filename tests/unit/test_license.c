@@ -76,6 +76,9 @@ static void next_change(void **state)
     assert_true(license_next_change(&t, START) == INT64_MAX);
     t = (struct license_terms){.status = LICENSE_ACTIVE};
     assert_true(license_next_change(&t, START) == INT64_MAX);
+    t = (struct license_terms){.status = LICENSE_ACTIVE, .expires_at_s = INT64_MIN + 5}; /* no such time: nothing wraps */
+    assert_true(license_next_change(&t, START) == INT64_MAX);
+    assert_int_equal(license_effective(&t, INT64_MIN), LICENSE_EFF_EXPIRING);
 }
 
 static void texts(void **state)
@@ -117,6 +120,13 @@ static void selectors(void **state)
         {SELECTOR_EXACT, "", false},
         {SELECTOR_EXACT, "a b", false},
         {SELECTOR_EXACT, "a/b", false},
+        {SELECTOR_EXACT, "azAZ09._-+", true},
+        {SELECTOR_EXACT, "1:", false},
+        {SELECTOR_EXACT, "1@", false},
+        {SELECTOR_EXACT, "1[", false},
+        {SELECTOR_EXACT, "1`", false},
+        {SELECTOR_EXACT, "1{", false},
+        {SELECTOR_EXACT, "1,", false},
         {SELECTOR_RANGE, "^1.4", true},
         {SELECTOR_RANGE, "", false},
         {SELECTOR_RANGE, "^^1", false},

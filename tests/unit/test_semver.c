@@ -33,6 +33,15 @@ static void parse_accepts_complete_versions_only(void **state)
         {"1.2.", false},
         {"1.2.x", false},
         {"1.2.3.4", false},
+        {"1-2.3", false},
+        {"1.2-3", false},
+        {"99999999999999999999.0.0", false},
+        {"1.2.3-A.Z.a.z.0.9.-", true},
+        {"1.2.3-[", false},
+        {"1.2.3-{", false},
+        {"1.2.3-@", false},
+        {"1.2.3-`", false},
+        {"1.2.3-:", false},
         {"01.2.3", false},
         {"1.02.3", false},
         {"1.2.03", false},
@@ -223,7 +232,7 @@ static void malformed_ranges_are_refused(void **state)
         "1.2.3.4", "01.2",  "1.02",    "1.x.3",     "x.1",      "1.",     ".1",      "1..2",    "1.2-rc", "1-rc",   "1.2.3-",  "1.2.3-01",
         "1.2.3-a..b", "1.2.3+", ">=1.2<2", ">*",    "<*",       "!=*",    "!1",      "^^1",     ">>1",    "==1",    "1 -2",    "1 - ",
         "1- 2",  "^1 - 2 - 3", "1.2.3\n", "18446744073709551616", "18446744073709551615", "vv1", "1 - ^2", "~>", "a.b.c", "1.2.3 foo", "\x01", "1;2",
-        "1 - x1", "1.2.3-rc_1",
+        "1 - x1", "1.2.3-rc_1", "1 \x01\x02", "a\xc3\xa9z", "\x7f",
     };
     (void)state;
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
@@ -313,7 +322,7 @@ static void globs_match(void **state)
 static void globs_are_checked(void **state)
 {
     static const char *const good[] = {"*", "1.*", "[a-z]", "[!a]", "?", "2024.*-lts", "a+b"};
-    static const char *const bad[] = {"", "[", "[]", "[!]", "[a", "a[", "[z-a]", "a b", "a\nb", "\\", "a/b", "\xc3\xa4", "[ ]"};
+    static const char *const bad[] = {"", "[", "[]", "[!]", "[a", "a[", "[z-a]", "a b", "a\nb", "\\", "a/b", "\xc3\xa4", "[ ]", "a\x7f"};
     char long_one[258];
     (void)state;
     for (size_t i = 0; i < sizeof good / sizeof *good; i++)

@@ -94,6 +94,12 @@ static void mint(const struct keyring *k, const char *header, const char *payloa
 #define EXP "\"exp\":1800000290"
 #define JTI "\"jti\":\"x\""
 #define ACC "\"access\":[{\"type\":\"repository\",\"name\":\"shop/api\",\"actions\":[\"pull\"]}]"
+#define CLAIMS(access) "{" ISS "," AUD "," SUB "," CRD "," IAT "," NBF "," EXP "," JTI access "}"
+#define ONE "{\"type\":\"repository\",\"name\":\"a\",\"actions\":[\"pull\"]}"
+#define ONE4 ONE "," ONE "," ONE "," ONE
+#define X16 "xxxxxxxxxxxxxxxx"
+#define X64 X16 X16 X16 X16
+#define X256 X64 X64 X64 X64
 #define GOOD "{" ISS "," AUD "," SUB "," CRD "," IAT "," NBF "," EXP "," JTI "," ACC "}"
 
 static void issue(struct strbuf *ret, int64_t iat, int64_t exp)
@@ -233,6 +239,20 @@ static void test_rules(void **state)
         {"access *", HEADER, "{" ISS "," AUD "," SUB "," CRD "," IAT "," NBF "," EXP "," JTI ",\"access\":[{\"type\":\"repository\",\"name\":\"a\",\"actions\":[\"*\"]}]}", false},
         {"access catalog", HEADER, "{" ISS "," AUD "," SUB "," CRD "," IAT "," NBF "," EXP "," JTI ",\"access\":[{\"type\":\"registry\",\"name\":\"catalog\",\"actions\":[\"pull\"]}]}", false},
         {"access with a bad name", HEADER, "{" ISS "," AUD "," SUB "," CRD "," IAT "," NBF "," EXP "," JTI ",\"access\":[{\"type\":\"repository\",\"name\":\"a/../b\",\"actions\":[\"pull\"]}]}", false},
+        {"kid of 64", "{\"alg\":\"EdDSA\",\"typ\":\"ent-pull+jwt\",\"kid\":\"0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\"}", GOOD, false},
+        {"sub of 256", HEADER, "{" ISS "," AUD ",\"sub\":\"" X256 "\"," CRD "," IAT "," NBF "," EXP "," JTI "," ACC "}", true},
+        {"sub of 257", HEADER, "{" ISS "," AUD ",\"sub\":\"x" X256 "\"," CRD "," IAT "," NBF "," EXP "," JTI "," ACC "}", false},
+        {"cred of other letters", HEADER, "{" ISS "," AUD "," SUB ",\"cred\":\"g0112233445566778899aabbccddeeff00112233445566778899aabbccddeeff\"," IAT "," NBF "," EXP "," JTI "," ACC "}", false},
+        {"cred of 66", HEADER, "{" ISS "," AUD "," SUB ",\"cred\":\"00" CRED "\"," IAT "," NBF "," EXP "," JTI "," ACC "}", false},
+        {"iat ahead, nbf not", HEADER, "{" ISS "," AUD "," SUB "," CRD ",\"iat\":1800000031," NBF "," EXP "," JTI "," ACC "}", false},
+        {"iat within the leeway", HEADER, "{" ISS "," AUD "," SUB "," CRD ",\"iat\":1800000030," NBF "," EXP "," JTI "," ACC "}", true},
+        {"access of no object", HEADER, CLAIMS(",\"access\":[\"pull\"]"), false},
+        {"access with a fourth member", HEADER, CLAIMS(",\"access\":[{\"type\":\"repository\",\"name\":\"a\",\"actions\":[\"pull\"],\"class\":\"\"}]"), false},
+        {"access with actions of a string", HEADER, CLAIMS(",\"access\":[{\"type\":\"repository\",\"name\":\"a\",\"actions\":\"pull\"}]"), false},
+        {"access pull and push", HEADER, CLAIMS(",\"access\":[{\"type\":\"repository\",\"name\":\"a\",\"actions\":[\"pull\",\"push\"]}]"), false},
+        {"access without a name", HEADER, CLAIMS(",\"access\":[{\"type\":\"repository\",\"nam\":\"a\",\"actions\":[\"pull\"]}]"), false},
+        {"access of 16", HEADER, CLAIMS(",\"access\":[" ONE4 "," ONE4 "," ONE4 "," ONE4 "]"), true},
+        {"access of 17", HEADER, CLAIMS(",\"access\":[" ONE4 "," ONE4 "," ONE4 "," ONE4 "," ONE "]"), false},
         {"access an object", HEADER, "{" ISS "," AUD "," SUB "," CRD "," IAT "," NBF "," EXP "," JTI ",\"access\":{}}", false},
     };
     struct strbuf t = {0};
@@ -284,6 +304,16 @@ static void test_signature(void **state)
     sb_add(&big, (struct str){many, 21000});
     assert_false(accepted(sb_str(&big)));
     mem_free(many);
+
+    /* a payload that is no base64, rightly signed */
+    uint8_t own[64];
+    sb_reset(&bad);
+    sb_add(&bad, str_sub(sb_str(&t), 0, (size_t)str_index(sb_str(&t), '.')));
+    sb_addc(&bad, ".!");
+    keyring_token_sign(keys, sb_str(&bad), own);
+    sb_add_char(&bad, '.');
+    base64url_encode((struct str){(const char *)own, sizeof own}, &bad);
+    assert_false(accepted(sb_str(&bad)));
 
     static const char *const tails[] = {".", "=", "==", " ", "\n", ".x", "%00", "A"};
     for (size_t i = 0; i < sizeof tails / sizeof *tails; i++) {
