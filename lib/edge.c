@@ -472,9 +472,10 @@ enum err edge_tls_load(const struct config_tls *c, struct edge_tls **ret, struct
     SSL_CTX_set_max_early_data(ctx, 0);
     SSL_CTX_set_alpn_select_cb(ctx, tls_alpn, NULL);
 
+    char groups[] = "X25519:P-256"; /* the macro casts const away */
     enum err e = ERR_OK;
     if (!SSL_CTX_set_min_proto_version(ctx, v13 ? TLS1_3_VERSION : TLS1_2_VERSION) ||
-        !SSL_CTX_set_cipher_list(ctx, "ECDHE+AESGCM:ECDHE+CHACHA20") || !SSL_CTX_set1_groups_list(ctx, "X25519:P-256"))
+        !SSL_CTX_set_cipher_list(ctx, "ECDHE+AESGCM:ECDHE+CHACHA20") || !SSL_CTX_set1_groups_list(ctx, groups))
         e = tls_error(reterr, "TLS", "cannot set versions and ciphers");
     else if (SSL_CTX_use_certificate_chain_file(ctx, c->cert) != 1)
         e = tls_error(reterr, c->cert, "no usable certificate chain");

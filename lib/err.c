@@ -29,6 +29,7 @@ int err_http_status(enum err e)
     return (size_t)e < N_ERRS ? errs[e].status : 500;
 }
 
+__attribute__((format(printf, 4, 0)))
 static enum err error_fill(struct error *reterr, enum err e, const char *field, const char *fmt, va_list ap)
 {
     if (reterr != NULL) {

@@ -36,6 +36,7 @@ bool log_level_parse(const char *name, enum log_level *ret)
     return false;
 }
 
+__attribute__((format(printf, 2, 0)))
 static void log_write(enum log_level level, const char *fmt, va_list ap)
 {
     char text[LOG_LINE_MAX], time[CLOCK_RFC3339_MAX];

@@ -264,6 +264,7 @@ void sb_reserve(struct strbuf *b, size_t more)
         cap += cap / 2 + 16;
     b->p = mem_realloc(b->p, cap);
     b->cap = cap;
+    b->p[b->n] = '\0';
 }
 
 void sb_add(struct strbuf *b, struct str s)

@@ -43,6 +43,21 @@ static void test_json_escaping(void **state)
     sb_free(&b);
 }
 
+static void test_a_buffer_always_ends(void **state)
+{
+    struct strbuf b = {0};
+    (void)state;
+    for (size_t i = 0; i < 64; i++) /* heap bytes that are not zero */
+        sb_add_char(&b, 'x');
+    sb_free(&b);
+    sb_reserve(&b, 8);
+    assert_string_equal(b.p, "");
+    sb_free(&b);
+    base64_encode(S(""), &b);
+    assert_string_equal(sb_str(&b).p, "");
+    sb_free(&b);
+}
+
 static void test_json_limits(void **state)
 {
     static const struct {
@@ -162,7 +177,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_str_to_u64),      cmocka_unit_test(test_json_escaping),
-        cmocka_unit_test(test_json_limits),     cmocka_unit_test(test_instants),
+        cmocka_unit_test(test_a_buffer_always_ends), cmocka_unit_test(test_json_limits),     cmocka_unit_test(test_instants),
         cmocka_unit_test(test_expiry_is_end_of_day_in_zone), cmocka_unit_test(test_durations_and_sizes),
         cmocka_unit_test(test_loop),
     };
