@@ -11,6 +11,7 @@
 #include "pullgate/jv.h"
 #include "pullgate/loop.h"
 #include "pullgate/mem.h"
+#include "pullgate/seal.h"
 #include "pullgate/str.h"
 
 static void test_str_to_u64(void **state)
