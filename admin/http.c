@@ -27,6 +27,9 @@
 #define LAST_USED_EVERY_S   60    /* a token's last use is written at most this often */
 #define FAILURE_SLOTS       4096  /* addresses whose failed sign-ins are counted at once */
 #define FAILURE_WINDOW_S    60
+#define FAILURE_REST_MAX_S  3600 /* an address that goes on is refused for a minute, two, four … up to this */
+#define FAILURE_ALERT       20   /* failures of one address that are worth an operator's look */
+#define METRICS_CONNECTIONS 256  /* scrapers and health checks: of their own, so that a flood of the API cannot hide it from them */
 #define RETRY_AFTER_BUSY_S  1
 
 /* ---- failed sign-ins by address -------------------------------------------------------------------------------------- */
@@ -35,15 +38,20 @@
  * forgets counts. IPv6 is counted by /64. */
 struct failures {
     pthread_mutex_t mutex;
+    uint64_t alerts; /* addresses that reached FAILURE_ALERT */
     struct failure {
         uint8_t addr[16];
-        int64_t window;
-        uint64_t count;
+        int64_t window_s;  /* when the window began */
+        int64_t until_s;   /* refused until then */
+        uint64_t count;    /* in the window */
+        uint64_t total;    /* since it was last quiet for an hour */
+        unsigned strikes;  /* windows that went beyond the limit */
     } slots[FAILURE_SLOTS];
 };
 
-/* Counts one failure; true when the address is beyond its limit. */
-static bool failures_count(struct failures *f, const uint8_t addr[16], int64_t now_s, uint64_t limit)
+/* Counts one failure; true when the address is beyond its limit, for *ret_wait_s. Only failures are refused: whoever has the right
+ * token gets in from there all the while. */
+static bool failures_count(struct failures *f, const uint8_t addr[16], const char *peer, int64_t now_s, uint64_t limit, unsigned *ret_wait_s)
 {
     static const uint8_t v4_mapped[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
     uint8_t key[16];
@@ -51,15 +59,32 @@ static bool failures_count(struct failures *f, const uint8_t addr[16], int64_t n
     if (memcmp(key, v4_mapped, sizeof v4_mapped) != 0)
         memset(key + 8, 0, 8);
     struct failure *slot = &f->slots[str_hash((struct str){(const char *)key, sizeof key}) % FAILURE_SLOTS];
-    int64_t window = now_s / FAILURE_WINDOW_S;
     pthread_mutex_lock(&f->mutex);
-    if (memcmp(slot->addr, key, sizeof key) != 0 || slot->window != window) {
+    bool is_other = memcmp(slot->addr, key, sizeof key) != 0 || now_s < slot->window_s; /* or the clock went back */
+    if (is_other || now_s - (slot->until_s > slot->window_s ? slot->until_s : slot->window_s) > FAILURE_REST_MAX_S) {
+        *slot = (struct failure){.window_s = now_s};
         memcpy(slot->addr, key, sizeof key);
-        slot->window = window;
-        slot->count = 0;
     }
-    bool beyond = ++slot->count > limit;
+    bool beyond = now_s < slot->until_s;
+    if (!beyond) {
+        if (now_s - slot->window_s >= FAILURE_WINDOW_S) {
+            slot->window_s = now_s;
+            slot->count = 0;
+        }
+        if ((beyond = ++slot->count > limit)) {
+            int64_t rest = (int64_t)FAILURE_WINDOW_S << (slot->strikes < 6 ? slot->strikes : 6);
+            slot->strikes++;
+            slot->until_s = now_s + (rest < FAILURE_REST_MAX_S ? rest : FAILURE_REST_MAX_S);
+        }
+    }
+    if (beyond)
+        *ret_wait_s = (unsigned)(slot->until_s - now_s);
+    bool alert = ++slot->total == FAILURE_ALERT;
+    if (alert)
+        __atomic_add_fetch(&f->alerts, 1, __ATOMIC_RELAXED);
     pthread_mutex_unlock(&f->mutex);
+    if (alert)
+        log_error("%d failed sign-ins from %s", FAILURE_ALERT, peer);
     return beyond;
 }
 
@@ -68,7 +93,7 @@ static bool failures_count(struct failures *f, const uint8_t addr[16], int64_t n
 struct http {
     struct admin *admin;
     struct failures failures;
-    struct edge_shared *shared;
+    struct edge_shared *shared, *metrics_shared;
     struct edge *api, *metrics;
     struct edge_tls *tls;
     int access_fd; /* -1: off */
@@ -325,9 +350,10 @@ static enum err exchange_authenticate(struct exchange *ex)
         rq->role = ROLE_CUSTOMER;
     if (err != ERR_UNAUTHN)
         return err;
-    if (failures_count(&ex->http->failures, rq->peer_addr, rq->now_s, admin_config(rq->admin)->limits.auth_failures_per_minute)) {
+    unsigned wait_s = 0;
+    if (failures_count(&ex->http->failures, rq->peer_addr, rq->peer, rq->now_s, admin_config(rq->admin)->limits.auth_failures_per_minute, &wait_s)) {
         ex->is_beyond_limit = true;
-        rq->retry_after_s = (unsigned)(FAILURE_WINDOW_S - rq->now_s % FAILURE_WINDOW_S);
+        rq->retry_after_s = wait_s;
         return api_fail(rq, ERR_TOO_MANY, "too_many_failures", NULL, "too many failed sign-ins from this address");
     }
     return err;
@@ -873,6 +899,7 @@ static void http_metrics(struct http *h, struct edge_req *req)
     metric(&b, "gauge", "pullgate_admin_events_pending", "Reports of proxies not yet in the store", e.pending);
     metric(&b, "counter", "pullgate_admin_sync_rounds_total", "Repositories looked at", s.rounds);
     metric(&b, "counter", "pullgate_admin_sync_failures_total", "Repositories that could not be looked at", s.failures);
+    metric(&b, "counter", "pullgate_admin_sign_in_alerts_total", "Addresses with 20 failed sign-ins", __atomic_load_n(&h->failures.alerts, __ATOMIC_RELAXED));
     metric(&b, "gauge", "pullgate_admin_clock_bad", "1: the clock is behind what it was", h->clock_is_bad);
     if (h->admin->reload) {
         struct reload_counts reloads;
@@ -1014,6 +1041,7 @@ struct http *http_new(struct admin *a)
     h->access_fd = -1;
     pthread_mutex_init(&h->failures.mutex, NULL);
     h->shared = edge_shared_new(a->cfg->limits.connections, a->cfg->limits.connections_per_ip);
+    h->metrics_shared = edge_shared_new(METRICS_CONNECTIONS, METRICS_CONNECTIONS);
     const struct edge_handlers api = {.ctx = h,
                                       .body_limit = body_limit,
                                       .on_request = on_request,
@@ -1025,7 +1053,7 @@ struct http *http_new(struct admin *a)
     metrics.body_limit = body_limit_none;
     metrics.on_request = on_metrics_request;
     h->api = edge_new(a->loop, a->cfg, h->shared, &api);
-    h->metrics = edge_new(a->loop, a->cfg, h->shared, &metrics);
+    h->metrics = edge_new(a->loop, a->cfg, h->metrics_shared, &metrics);
     return h;
 }
 
@@ -1142,6 +1170,7 @@ void http_free(struct http **ph)
     edge_free(&h->metrics);
     edge_tls_unref(&h->tls);
     edge_shared_free(&h->shared);
+    edge_shared_free(&h->metrics_shared);
     if (h->access_fd >= 0)
         close(h->access_fd);
     pthread_mutex_destroy(&h->failures.mutex);

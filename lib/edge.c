@@ -62,6 +62,7 @@
 #define REASON_BYTES_MAX 800           /* a status line that every client and load balancer takes */
 #define FILE_BYTES_MAX   (1024 * 1024) /* one edge_write_file() */
 #define STREAM_ROUND     (1024 * 1024) /* streamed to one client before others get their turn: the rest waits for the next round */
+#define ANSWER_SLACK_MS  2000          /* beyond edge_answer_within(): the handler, which knows more of it, comes first */
 #define EVICT_LOOK       512           /* idle connections looked at to find one of an address that is over its limit */
 #define ADDRESS_BUCKETS  4096
 #define TRUSTED_MAX      (2 * CONFIG_MAX_LISTEN)
@@ -105,6 +106,7 @@ struct conn {
     bool owns_file;
     struct edge_req *req;
     uint64_t deadline_ms; /* of this state; 0 none */
+    uint64_t since_ms;    /* HANDSHAKE, first IDLE and HEAD: accepted; IDLE: answered */
     uint64_t requests;
     struct strbuf out; /* what the socket did not take, from out_at */
     size_t out_at;
@@ -152,6 +154,7 @@ struct edge {
     struct event *later_event;
     struct timer *sweep;
     uint64_t sweep_ms;
+    uint64_t answer_ms; /* edge_answer_within() */
     bool draining, drained;
     void (*on_drained)(void *ctx);
     void *drained_ctx;
@@ -316,7 +319,7 @@ struct address_count {
 
 struct edge_shared {
     pthread_mutex_t lock;
-    uint64_t max, max_per_address, n;
+    uint64_t max, soft_max, max_per_address, n;
     struct address_count *buckets[ADDRESS_BUCKETS];
 };
 
@@ -337,6 +340,7 @@ struct edge_shared *edge_shared_new(uint64_t max_connections, uint64_t max_per_a
             s->max = room;
         }
     }
+    s->soft_max = s->max / 5 * 4 + s->max % 5 * 4 / 5;
     return s;
 }
 
@@ -782,6 +786,8 @@ static void conn_gone(struct conn *c, bool too_slow)
         return;
     if (too_slow)
         e->stats.slow_clients++;
+    if (too_slow && !r && e->h.on_too_slow)
+        e->h.on_too_slow(e->h.ctx, c->peer);
     if (r)
         c->req = NULL;
     conn_cut(c);
@@ -1177,7 +1183,8 @@ static void conn_answered(struct conn *c)
         return;
     }
     c->state = IDLE;
-    c->deadline_ms = loop_now_ms(c->edge->loop) + c->edge->cfg->limits.keepalive_idle_ms;
+    c->since_ms = loop_now_ms(c->edge->loop);
+    c->deadline_ms = c->since_ms + c->edge->cfg->limits.keepalive_idle_ms;
     set_idle(c, true);
     if (c->next.n) {
         if (!c->dispatching)
@@ -1193,8 +1200,9 @@ static void req_finished(struct conn *c)
     struct edge_req *r = c->req;
 
     c->req = NULL;
+    if (c->state != STREAM)
+        c->deadline_ms = 0; /* that of a streamed answer goes on until it has left us */
     c->state = FLUSH;
-    c->deadline_ms = 0;
     c->drain_due = false;
     req_give(c->edge, r);
     if (c->broken)
@@ -1231,7 +1239,7 @@ void edge_start(struct edge_req *r, int status, struct str reason, struct str fi
     c->no_body = r->head.method == HEAD_HEAD || status == 204 || status == 304;
     build_head(c, status, reason, fields, status == 204 || status == 304 ? NO_LENGTH : length, c->close_after, r->head.is_http10);
     c->state = STREAM;
-    c->deadline_ms = 0;
+    c->deadline_ms = c->edge->answer_ms ? loop_now_ms(c->edge->loop) + c->edge->answer_ms + ANSWER_SLACK_MS : 0;
     c->left = length;
     conn_send(c, sb_str(&c->edge->head), (struct str){0}, length > 0 && !c->no_body);
     c->drain_due = true;
@@ -1721,7 +1729,9 @@ static void on_deadline(struct conn *c)
         conn_close(c);
         return;
     case STREAM:
-    case FLUSH:
+    case FLUSH: /* edge_answer_within() */
+        conn_gone(c, true);
+        return;
     case DEAD:
         return;
     }
@@ -1814,6 +1824,16 @@ static bool evict(struct edge *e, const uint8_t *addr)
     return false;
 }
 
+/* Many connections are open: one that has been idle for long makes room before somebody has to be refused. */
+static void evict_early(struct edge *e)
+{
+    struct conn *c = TAILQ_FIRST(&e->idle);
+
+    if (c && edge_shared_connections(e->shared) > e->shared->soft_max &&
+        loop_now_ms(e->loop) - c->since_ms >= e->cfg->limits.keepalive_idle_ms / 2)
+        conn_close(c);
+}
+
 /* Before evhtp makes anything of it: may the client come in? */
 static evhtp_res on_pre_accept(evhtp_connection_t *htp, void *ctx)
 {
@@ -1823,6 +1843,7 @@ static evhtp_res on_pre_accept(evhtp_connection_t *htp, void *ctx)
 
     address_of(htp->saddr, addr);
     bool per_address = counts_per_address(e, addr);
+    evict_early(e);
     for (int tries = 0; tries < 2; tries++) {
         enum take t = shared_take(e->shared, addr, per_address);
         if (t == TAKEN)
@@ -1846,7 +1867,7 @@ static void take_over(struct conn *c)
     bufferevent_disable(bev, EV_READ | EV_WRITE);
     bufferevent_setcb(bev, NULL, NULL, NULL, NULL);
     c->state = IDLE;
-    c->deadline_ms = loop_now_ms(c->edge->loop) + c->edge->cfg->limits.head_deadline_ms;
+    c->deadline_ms = c->since_ms + c->edge->cfg->limits.head_deadline_ms; /* a slow handshake takes of the same time */
     set_idle(c, true);
 }
 
@@ -1885,6 +1906,7 @@ static evhtp_res on_post_accept(evhtp_connection_t *htp, void *ctx)
     c->fd = (int)htp->sock;
     c->file_fd = -1;
     c->counted = true;
+    c->since_ms = loop_now_ms(e->loop);
     address_of(htp->saddr, c->addr);
     address_text(c->addr, c->peer);
     c->per_address = counts_per_address(e, c->addr); /* as on_pre_accept counted */
@@ -1898,7 +1920,8 @@ static evhtp_res on_post_accept(evhtp_connection_t *htp, void *ctx)
     if (l->tls) {
         c->is_tls = true;
         c->state = HANDSHAKE;
-        c->deadline_ms = loop_now_ms(e->loop) + e->cfg->limits.tls_handshake_ms;
+        uint64_t most = e->cfg->limits.tls_handshake_ms < e->cfg->limits.head_deadline_ms ? e->cfg->limits.tls_handshake_ms : e->cfg->limits.head_deadline_ms;
+        c->deadline_ms = c->since_ms + most;
         bufferevent_setcb(htp->bev, NULL, NULL, on_handshake, c);
     } else {
         take_over(c);
@@ -1953,6 +1976,11 @@ enum err edge_accept(struct edge *e, int take_fd, struct edge_tls *tls, struct e
     l->next = e->listeners;
     e->listeners = l;
     return ERR_OK;
+}
+
+void edge_answer_within(struct edge *e, uint64_t ms)
+{
+    e->answer_ms = ms;
 }
 
 void edge_replace_tls(struct edge *e, struct edge_tls *tls)

@@ -132,6 +132,9 @@ static void on_relay_done(void *ctx, const struct relay_result *r)
     case RELAY_UPSTREAM_CUT:
         exchange_end(ex, END_UPSTREAM_CUT);
         return;
+    case RELAY_TOO_LONG:
+        exchange_end(ex, END_TOO_LONG);
+        return;
     case RELAY_DIGEST_MISMATCH:
         log_error("blob of repository %.*s: the upstream's bytes do not match their digest", STR(ex->oci.repository));
         exchange_end(ex, END_DIGEST_MISMATCH);
@@ -360,6 +363,13 @@ static void on_gone(void *ctx, struct edge_req *req, void *handle, bool too_slow
 
     (void)ctx, (void)req;
     ex->req = NULL;
+    if (ex->relay != NULL) {
+        struct relay_result r = relay_so_far(ex->relay);
+        ex->status = r.status;
+        ex->bytes = r.bytes_sent;
+        ex->from_cache = r.from_cache;
+        ex->first_byte_us = r.head_us;
+    }
     exchange_end(ex, too_slow ? END_CLIENT_SLOW : END_CLIENT_GONE);
 }
 
@@ -386,6 +396,14 @@ static void on_refused(void *ctx, const char *peer, int status, const char *reas
 
     accesslog_write(w->access, &line);
     proxy_metrics_refused(w, status);
+}
+
+static void on_too_slow(void *ctx, const char *peer)
+{
+    struct worker *w = ctx;
+    struct access_line line = {.worker = w, .peer = peer, .cause = end_texts[END_CLIENT_SLOW], .detail = "an answer that was given was not taken"};
+
+    accesslog_write(w->access, &line);
 }
 
 static const char *action_text(const struct exchange *ex)
@@ -512,6 +530,7 @@ static const struct edge_handlers handlers = {
     .on_drain = on_drain,
     .refusal = respond_refusal,
     .on_refused = on_refused,
+    .on_too_slow = on_too_slow,
 };
 
 struct edge_handlers exchange_handlers(struct worker *w)

@@ -28,6 +28,7 @@
     X(FACTS_UNAVAILABLE, "facts_unavailable")     /* Redis cannot tell */                                              \
     X(CONTENT_UNAVAILABLE, "content_unavailable") /* the upstream cannot tell */                                       \
     X(UPSTREAM_FAILED, "upstream_failed")                                                                              \
+    X(TOO_LONG, "too_long")             /* limits.blob_max_duration */                                                 \
     X(UPSTREAM_CUT, "upstream_cut")                                                                                    \
     X(DIGEST_MISMATCH, "digest_mismatch")                                                                              \
     X(RANGE, "range")                                                                                                  \

@@ -54,8 +54,11 @@ struct shard {
 
 struct guard {
     atomic_uint_fast64_t per_address, per_user;   /* a minute; 0: off */
+    atomic_uint_fast64_t per_all;                 /* a second, of everybody; 0: off */
     atomic_uint_fast64_t inflight, per_second;    /* 0: off */
-    atomic_uint_fast64_t auth_failures, refused_address, refused_user, customer_refused;
+    atomic_uint_fast64_t auth_failures, refused_address, refused_user, refused_all, customer_refused;
+    pthread_mutex_t all_lock;
+    uint64_t all_at_ms, all_milli; /* the bucket of all failures; under all_lock */
     struct shard shards[SHARDS];
 };
 
@@ -64,6 +67,8 @@ void guard_configure(struct guard *g, const struct config *cfg)
     atomic_store(&g->per_address, cfg->limits.auth_failures_per_minute);
     /* Never below what one address may: the limit by user name is for guesses that come from many addresses. 0: no such limit. */
     uint64_t per_user = cfg->limits.auth_failures_per_credential, per_address = cfg->limits.auth_failures_per_minute;
+    uint64_t per_all = cfg->limits.auth_failures_per_second;
+    atomic_store(&g->per_all, per_all == 0 || per_all > per_address / 60 ? per_all : per_address / 60);
     atomic_store(&g->per_user, per_user == 0 || per_user > per_address ? per_user : per_address);
     atomic_store(&g->inflight, cfg->limits.inflight_per_customer);
     atomic_store(&g->per_second, cfg->limits.requests_per_customer);
@@ -75,7 +80,10 @@ struct guard *guard_new(const struct config *cfg)
 
     for (unsigned i = 0; i < SHARDS; i++)
         pthread_mutex_init(&g->shards[i].lock, NULL);
+    pthread_mutex_init(&g->all_lock, NULL);
     guard_configure(g, cfg);
+    g->all_at_ms = clock_mono_ms();
+    g->all_milli = g->per_all * 1000;
     return g;
 }
 
@@ -95,6 +103,7 @@ void guard_free(struct guard **pg)
             }
         pthread_mutex_destroy(&g->shards[i].lock);
     }
+    pthread_mutex_destroy(&g->all_lock);
     mem_free(g);
 }
 
@@ -190,6 +199,20 @@ static void seen_first(struct guard *g, struct str_mark mark, uint64_t now)
     pthread_mutex_unlock(&s->lock);
 }
 
+/* A guess may come from anywhere and be of any name: all of them together have a rate, too. */
+static bool failure_of_all_allowed(struct guard *g, uint64_t now, uint64_t *ret_wait_ms)
+{
+    uint64_t rate = atomic_load_explicit(&g->per_all, memory_order_relaxed);
+    bool ok = true;
+
+    if (rate == 0)
+        return true;
+    pthread_mutex_lock(&g->all_lock);
+    ok = bucket_take(&g->all_milli, &g->all_at_ms, now, rate, 1000, ret_wait_ms);
+    pthread_mutex_unlock(&g->all_lock);
+    return ok;
+}
+
 /* The user name of a Basic value; false for anything else, or none. */
 static bool user_mark(struct str authorization, struct str_mark *ret)
 {
@@ -224,6 +247,11 @@ bool guard_auth_failed(struct guard *g, const uint8_t addr[16], struct str autho
     unsigned n;
 
     atomic_fetch_add_explicit(&g->auth_failures, 1, memory_order_relaxed);
+    if (!failure_of_all_allowed(g, now, &wait_ms)) {
+        atomic_fetch_add_explicit(&g->refused_all, 1, memory_order_relaxed);
+        *ret_retry_after_s = whole_seconds(wait_ms);
+        return true;
+    }
     memcpy(net, addr, sizeof net);
     if (memcmp(net, v4, sizeof v4) != 0)
         memset(net + 8, 0, 8); /* a /64 is one subscriber's */
@@ -336,5 +364,6 @@ void guard_counters(const struct guard *g, struct guard_counters *ret)
     ret->auth_failures = atomic_load_explicit(&g->auth_failures, memory_order_relaxed);
     ret->auth_refused_address = atomic_load_explicit(&g->refused_address, memory_order_relaxed);
     ret->auth_refused_user = atomic_load_explicit(&g->refused_user, memory_order_relaxed);
+    ret->auth_refused_all = atomic_load_explicit(&g->refused_all, memory_order_relaxed);
     ret->customer_refused = atomic_load_explicit(&g->customer_refused, memory_order_relaxed);
 }

@@ -1,4 +1,4 @@
-/* What slows an abuser down without locking anybody out: failed sign-ins per address and per user name, and what one customer may
+/* What slows an abuser down without locking anybody out: failed sign-ins per address, per user name and of all, and what one customer may
  * have under way. One for the process, thread-safe, bounded. It is asked about failures only after they failed, so right credentials
  * always pass; it keeps nothing that would help whoever reads its memory to a secret. */
 #ifndef PROXY_GUARD_H
@@ -33,6 +33,7 @@ struct guard_counters { /* since the start */
     uint64_t auth_failures;         /* refused sign-ins */
     uint64_t auth_refused_address;  /* of them 429 by address */
     uint64_t auth_refused_user;     /* of them 429 by user name */
+    uint64_t auth_refused_all;      /* of them 429 by the rate of everybody together */
     uint64_t customer_refused;      /* 429 of a customer */
 };
 void guard_counters(const struct guard *g, struct guard_counters *ret);

@@ -40,7 +40,7 @@ enum { STEP_FACTS, STEP_FIRST_BYTE, STEP_TOTAL };
 static const char *const steps[] = {"facts", "first_byte", "total"};
 static const char *const sources[] = {"cache", "upstream"};
 static const char *const joins[] = {"hit", "miss", "joined"};
-static const char *const auth_refusals[] = {"address", "user"};
+static const char *const auth_refusals[] = {"address", "user", "all"};
 static const char *const versions[] = {PULLGATE_VERSION};
 
 #define N(a) (sizeof(a) / sizeof *(a))
@@ -305,6 +305,7 @@ static void gather_process(struct proxy *p)
         {F_AUTH_FAILURES, 0, guard.auth_failures},
         {F_AUTH_LIMITED, 0, guard.auth_refused_address},
         {F_AUTH_LIMITED, 1, guard.auth_refused_user},
+        {F_AUTH_LIMITED, 2, guard.auth_refused_all},
         {F_CUSTOMER_LIMITED, 0, guard.customer_refused},
         {F_BLOB_JOINS, 0, blobs.hits},
         {F_BLOB_JOINS, 1, blobs.misses},

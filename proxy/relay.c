@@ -187,7 +187,7 @@ static void relay_fail(struct relay *r, enum relay_end end, enum err err, const 
 
 static void on_deadline(void *ctx)
 {
-    relay_fail(RELAY(ctx), RELAY_UPSTREAM_CUT, ERR_TIMEOUT, "limits.blob_max_duration is over", 0);
+    relay_fail(RELAY(ctx), RELAY_TOO_LONG, ERR_TIMEOUT, "limits.blob_max_duration is over", 0);
 }
 
 /* ---- the answer's head ---------------------------------------------------------------------------------------------------- */
@@ -743,6 +743,15 @@ void relay_drained(struct relay *r)
     } else {
         r->in_drain = false;
     }
+}
+
+struct relay_result relay_so_far(const struct relay *r)
+{
+    return (struct relay_result){.bytes_sent = r->result.bytes_sent,
+                                 .head_sent = r->head_sent,
+                                 .status = r->head_sent ? answer_status(r) : 0,
+                                 .from_cache = r->result.from_cache,
+                                 .head_us = r->result.head_us};
 }
 
 void relay_cancel(struct relay **pr)

@@ -15,6 +15,7 @@ enum relay_end {
     RELAY_OK,
     RELAY_UPSTREAM_FAILED, /* before a byte was sent: the exchange answers with err */
     RELAY_UPSTREAM_CUT,    /* after: the client connection was cut */
+    RELAY_TOO_LONG,        /* limits.blob_max_duration: the same, for the client's sake or the upstream's */
     RELAY_DIGEST_MISMATCH, /* the withheld end was not sent; cut */
     RELAY_NOT_SATISFIABLE, /* range outside the blob: the exchange answers 416; size in relay_result */
     RELAY_REDIRECT,        /* redirects: pass; the exchange answers 307 with location */
@@ -49,6 +50,8 @@ struct relay_ask {
 typedef void relay_done_cb(void *ctx, const struct relay_result *r);
 struct relay *relay_start(struct worker *w, const struct relay_ask *ask, relay_done_cb *done, void *ctx);
 void relay_drained(struct relay *r);  /* the edge's on_drain */
+/* How far it has come, for who is about to cancel it: all but the end, the error and the texts. */
+struct relay_result relay_so_far(const struct relay *r);
 void relay_cancel(struct relay **r);  /* the client left: the upstream stops at once unless others read */
 
 #endif

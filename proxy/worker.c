@@ -41,6 +41,7 @@ enum err worker_new(struct proxy *p, unsigned id, const int *take_fds, size_t n_
     w->access = accesslog_writer_new(p->accesslog, w->loop);
     struct edge_handlers handlers = exchange_handlers(w);
     w->edge = edge_new(w->loop, w->cfg, p->edge_shared, &handlers);
+    edge_answer_within(w->edge, w->cfg->limits.blob_max_duration_ms);
     for (size_t i = 0; i < n_fds; i++) {
         e = edge_accept(w->edge, take_fds[i], p->tls, reterr);
         if (e)
@@ -105,6 +106,7 @@ static void configure_in_loop(void *arg)
         w->cfg = c->cfg;
         c->cfg = old;
         facts_configure(w->facts, w->cfg);
+        edge_answer_within(w->edge, w->cfg->limits.blob_max_duration_ms);
     }
     config_unref(&c->cfg);
     mem_free(c);

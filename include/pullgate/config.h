@@ -103,6 +103,7 @@ struct config {
         uint64_t upstream_connections;     /* 128 per upstream and worker */
         uint64_t auth_failures_per_minute; /* 30 per address */
         uint64_t auth_failures_per_credential; /* 30 per minute */
+        uint64_t auth_failures_per_second; /* 200: of everybody */
         uint64_t requests_per_customer;    /* per second; 0 = no bound */
         uint64_t tags_page;                /* 1000 */
         uint64_t resolve_tags;             /* 1000: tags resolved for one unknown digest */

@@ -53,11 +53,15 @@ struct edge_handlers {
     void (*refusal)(void *ctx, int status, const char *reason, struct strbuf *fields, struct strbuf *body);
     /* One per refused request, for the access log; may be NULL. */
     void (*on_refused)(void *ctx, const char *peer, int status, const char *reason);
+    /* The handler had given the whole answer and the client did not take it: cut for limits.client_min_rate. May be NULL. */
+    void (*on_too_slow)(void *ctx, const char *peer);
 };
 
 /* shared counts connections over all edges of the process: */
 struct edge_shared; /* total and per-address connection counts; thread-safe. IPv6 counts by /64; unix sockets and trusted proxies only
                      * in total. At a limit the longest idle connection (of that address) makes room; else the new one is closed.
+                     * Above four fifths of max_connections each new one ends the longest idle one that has been so for half of
+                     * limits.keepalive_idle, so that the limit is not met with connections that nobody uses.
                      * max_connections is cut to what RLIMIT_NOFILE leaves after a reserve for files, Redis and upstreams. */
 struct edge_shared *edge_shared_new(uint64_t max_connections, uint64_t max_per_address);
 void edge_shared_free(struct edge_shared **s);
@@ -68,6 +72,9 @@ struct edge *edge_new(struct loop *l, const struct config *cfg, struct edge_shar
 void edge_trust(struct edge *e, const struct config_listen *networks);
 /* Start accepting on fd (taken, also on failure). Several per edge; tls may differ, NULL: plain. */
 enum err edge_accept(struct edge *e, int take_fd, struct edge_tls *tls, struct error *reterr) MUST_USE;
+/* Longest that the bytes of a streamed answer may take to leave us, from edge_start(); 0 no bound (the default). For what is begun
+ * from here on. A handler with a bound of its own comes first; this is for the end that the handler has already given away. */
+void edge_answer_within(struct edge *e, uint64_t ms);
 /* New connections of every TLS listener take this certificate; those that are open keep theirs. */
 void edge_replace_tls(struct edge *e, struct edge_tls *tls);
 /* Drain: stop accepting, close idle connections now, the rest after their answer; on_drained(ctx) when none is left. */

@@ -89,7 +89,7 @@ def test_duration_is_bounded():
         blob = lab.upstream.add(make(8 << 20), stop_at=1 << 20)
         got = lab.get(blob.digest, len(blob.data))
         assert not got.complete and got.status == 200
-        assert (lab.end()["end"], lab.end()["err"]) == ("upstream_cut", "dependency too slow")
+        assert (lab.end()["end"], lab.end()["err"]) == ("too_long", "dependency too slow")
         wait_for("the upstream's connection to close", lambda: lab.upstream.gone_at)
         got = lab.get(lab.upstream.add(make(2 << 20, b"y"), stop_at=0).digest)
         assert got.status == 504

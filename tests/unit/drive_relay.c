@@ -86,6 +86,7 @@ static const char *const end_names[] = {
     [RELAY_OK] = "ok",
     [RELAY_UPSTREAM_FAILED] = "upstream_failed",
     [RELAY_UPSTREAM_CUT] = "upstream_cut",
+    [RELAY_TOO_LONG] = "too_long",
     [RELAY_DIGEST_MISMATCH] = "digest_mismatch",
     [RELAY_NOT_SATISFIABLE] = "not_satisfiable",
     [RELAY_REDIRECT] = "redirect",
