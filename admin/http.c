@@ -1068,21 +1068,15 @@ static enum err http_open_access_log(struct http *h, struct error *reterr)
     return ERR_OK;
 }
 
-static enum err http_listen_on(struct http *h, struct edge *e, struct edge_tls *tls, const struct config_listen *l, const char *what,
-                               struct strbuf *ports, struct error *reterr)
+static enum err http_listen_on(struct edge *e, struct edge_tls *tls, struct listeners *l, const char *what, struct strbuf *ports, struct error *reterr)
 {
     for (size_t i = 0; i < l->n; i++) {
-        int fd;
-        char bound[128];
-        enum err err = edge_listen(l->list[i], &fd, bound, reterr);
-        if (!err)
-            err = edge_accept(e, fd, tls, reterr);
+        enum err err = edge_accept(e, listeners_take(l, i), tls, reterr);
         if (err)
             return err;
-        sb_addf(ports, "%s\n", bound);
-        log_info("%s on %s%s", what, bound, tls ? " with TLS" : "");
+        sb_addf(ports, "%s\n", l->bound[i]);
+        log_info("%s on %s%s%s", what, l->bound[i], tls ? " with TLS" : "", l->is_given ? " (the service manager's)" : "");
     }
-    (void)h;
     return ERR_OK;
 }
 
@@ -1119,21 +1113,40 @@ static enum err http_write_ports(const char *path, struct str text, struct error
     return err;
 }
 
-enum err http_listen(struct http *h, struct error *reterr)
+enum err http_listen(struct http *h, struct http_sockets *sockets, struct error *reterr)
 {
     struct config *cfg = h->admin->cfg;
     struct strbuf ports = {0};
     enum err err = http_open_access_log(h, reterr);
-    if (!err && cfg->admin.tls.cert && *cfg->admin.tls.cert)
-        err = edge_tls_load(&cfg->admin.tls, &h->tls, reterr);
+    h->tls = sockets->tls ? edge_tls_ref(sockets->tls) : NULL;
     if (!err)
-        err = http_listen_on(h, h->api, h->tls, &cfg->admin.listen, "listen", &ports, reterr);
+        err = http_listen_on(h->api, h->tls, &sockets->api, "listen", &ports, reterr);
     if (!err)
-        err = http_listen_on(h, h->metrics, NULL, &cfg->admin.metrics_listen, "metrics", &ports, reterr);
+        err = http_listen_on(h->metrics, NULL, &sockets->metrics, "metrics", &ports, reterr);
     if (!err && cfg->admin.port_file && *cfg->admin.port_file)
         err = http_write_ports(cfg->admin.port_file, sb_str(&ports), reterr);
     sb_free(&ports);
     return err;
+}
+
+enum err http_bind(const struct config *cfg, struct http_sockets *ret, struct error *reterr)
+{
+    static const char *const names[] = {"admin", "metrics", NULL};
+    enum err err = listeners_check_names(names, reterr);
+    if (!err && cfg->admin.tls.cert && *cfg->admin.tls.cert)
+        err = edge_tls_load(&cfg->admin.tls, &ret->tls, reterr);
+    if (!err)
+        err = listeners_open(&cfg->admin.listen, "admin", true, &ret->api, reterr);
+    if (!err)
+        err = listeners_open(&cfg->admin.metrics_listen, "metrics", false, &ret->metrics, reterr);
+    return err;
+}
+
+void http_sockets_free(struct http_sockets *s)
+{
+    listeners_close(&s->api);
+    listeners_close(&s->metrics);
+    edge_tls_unref(&s->tls);
 }
 
 static void http_edge_drained(void *ctx)

@@ -8,12 +8,20 @@
 #include "api.h"
 #include "pullgate/edge.h"
 #include "pullgate/err.h"
+#include "pullgate/listeners.h"
 
 struct http;
 
 struct http *http_new(struct admin *a);
-/* Listens on everything the configuration names and writes the port file. */
-enum err http_listen(struct http *h, struct error *reterr) MUST_USE;
+/* Everything that may need root: the sockets and the certificate. */
+struct http_sockets {
+    struct listeners api, metrics;
+    struct edge_tls *tls; /* NULL: plain */
+};
+enum err http_bind(const struct config *cfg, struct http_sockets *ret, struct error *reterr) MUST_USE;
+void http_sockets_free(struct http_sockets *s);
+/* Listens on all of them and writes the port file. */
+enum err http_listen(struct http *h, struct http_sockets *sockets, struct error *reterr) MUST_USE;
 /* After a reload: this certificate for further connections, where not NULL; the access log is opened anew. From the loop's thread. */
 void http_configure(struct http *h, struct edge_tls *tls);
 /* Stop accepting, answer what runs, then on_drained(ctx) from the loop. */

@@ -5,8 +5,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -21,7 +19,9 @@
 #include "pullgate/loop.h"
 #include "pullgate/mem.h"
 #include "pullgate/notify.h"
+#include "pullgate/privileges.h"
 #include "pullgate/reload.h"
+#include "pullgate/sandbox.h"
 #include "pullgate/seal.h"
 #include "pullgate/str.h"
 #include "start.h"
@@ -41,6 +41,7 @@ struct retired { /* a configuration that was in force; other threads may still r
 struct process {
     struct admin admin;
     struct retired *retired;
+    struct http_sockets sockets;
     struct watch *sigterm, *sigint, *sigusr1;
     struct timer *clock_timer, *drain_timer, *watchdog;
     uint64_t watchdog_ms; /* 0: nobody waits for it */
@@ -165,11 +166,30 @@ static enum err start_databases(struct admin *a, struct error *reterr)
     return err;
 }
 
+/* What root may be needed for, then root is given up: what is made from here on, the keys of a first start and the store, is the user's. */
+static enum err start_privileged(struct process *p, struct error *reterr)
+{
+    struct admin *a = &p->admin;
+    const struct config *cfg = a->cfg;
+    enum err err = http_bind(cfg, &p->sockets, reterr);
+    if (!err)
+        err = keyring_open(cfg->keys.path, false, &a->keys, reterr);
+    if (err == ERR_UNAVAILABLE)
+        err = ERR_OK; /* none yet, or a fault that the next attempt will name */
+    if (!err)
+        err = privileges_drop(cfg, reterr);
+    if (!err)
+        privileges_warn_unreadable((const char *const[]){cfg->path, cfg->admin.tls.cert, cfg->admin.tls.key, cfg->admin.bootstrap_token_file}, 4);
+    return err;
+}
+
 static enum err start_all(struct process *p, struct error *reterr)
 {
     struct admin *a = &p->admin;
     bool is_bad = false;
-    enum err err = keyring_open(a->cfg->keys.path, true, &a->keys, reterr);
+    enum err err = start_privileged(p, reterr);
+    if (!err && !a->keys)
+        err = keyring_open(a->cfg->keys.path, true, &a->keys, reterr);
     if (!err)
         err = start_databases(a, reterr);
     if (!err)
@@ -185,7 +205,8 @@ static enum err start_all(struct process *p, struct error *reterr)
     a->sync = sync_start(a);
     a->http = http_new(a);
     http_set_clock_bad(a->http, is_bad);
-    return http_listen(a->http, reterr);
+    err = http_listen(a->http, &p->sockets, reterr);
+    return err ? err : sandbox_enter(a->cfg->process.sandbox, reterr); /* nobody is served before the loop runs */
 }
 
 static void stop_all(struct process *p)
@@ -201,6 +222,7 @@ static void stop_all(struct process *p)
     loop_run_posted(a->loop); /* answers that were made meanwhile still go out */
     projector_stop(&a->projector);
     http_free(&a->http);
+    http_sockets_free(&p->sockets);
     sync_stop(&a->sync);
     db_stop(&a->slow);
     db_stop(&a->reader);
@@ -317,9 +339,7 @@ int main(int argc, char **argv)
             level = LOG_LEVEL_INFO;
         log_init("pullgate-admin", level);
         umask(077);
-        prctl(PR_SET_DUMPABLE, 0);
-        setrlimit(RLIMIT_CORE, &(struct rlimit){0, 0});
-        prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+        privileges_harden();
         rc = run(path, cfg);
     }
     config_unref(&cfg);

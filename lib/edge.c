@@ -56,6 +56,7 @@
 #define DISCARD_MAX      (1024 * 1024) /* bytes sent beyond what we hold while a request waits: then the client is cut */
 #define LINGER_BYTES     (64 * 1024)   /* read and dropped after a final answer, so that a RST does not destroy it (RFC 9112 9.6) */
 #define LINGER_MS        1000
+#define FRESH_MS         1000          /* drain: how long an accepted connection may take to begin its first request */
 #define HALF_CLOSED_MS   1000 /* what a client that stopped sending gets to see the beginning of its answer */
 #define ACCEPT_PAUSE_MS  100  /* after EMFILE and its like */
 #define ACCEPT_LOG_MS    10000
@@ -462,8 +463,21 @@ static int tls_alpn(SSL *ssl, const unsigned char **out, unsigned char *out_n, c
     return SSL_TLSEXT_ERR_NOACK;
 }
 
+/* OpenSSL's words for a file that cannot be opened name no cause; after root was given up it is the likely one. */
+static enum err tls_readable(const char *path, struct error *reterr)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+    if (fd < 0)
+        return error_set(reterr, ERR_INVALID, "%s: cannot be read by uid %u: %s", path, (unsigned)geteuid(), strerror(errno));
+    close(fd);
+    return ERR_OK;
+}
+
 enum err edge_tls_load(const struct config_tls *c, struct edge_tls **ret, struct error *reterr)
 {
+    if (tls_readable(c->cert, reterr) || tls_readable(c->key, reterr))
+        return ERR_INVALID;
     ERR_clear_error();
     SSL_CTX *ctx = SSL_CTX_new(TLS_server_method());
     if (!ctx)
@@ -1855,6 +1869,14 @@ static evhtp_res on_pre_accept(evhtp_connection_t *htp, void *ctx)
     return EVHTP_RES_ERROR; /* evhtp closes it */
 }
 
+/* Drain: who was accepted and has not said anything yet is about to. It gets its one answer, if it asks soon. */
+static void fresh_hurry(struct conn *c)
+{
+    uint64_t until = loop_now_ms(c->edge->loop) + FRESH_MS;
+    if (c->deadline_ms == 0 || c->deadline_ms > until)
+        c->deadline_ms = until;
+}
+
 /* The descriptor is ours from here; the bufferevent sleeps until it is freed. */
 static void take_over(struct conn *c)
 {
@@ -1869,6 +1891,8 @@ static void take_over(struct conn *c)
     c->state = IDLE;
     c->deadline_ms = c->since_ms + c->edge->cfg->limits.head_deadline_ms; /* a slow handshake takes of the same time */
     set_idle(c, true);
+    if (c->edge->draining)
+        fresh_hurry(c);
 }
 
 static void on_handshake(struct bufferevent *bev, short what, void *ctx)
@@ -2048,8 +2072,12 @@ void edge_drain(struct edge *e, void (*on_drained)(void *ctx), void *ctx)
     e->drained_ctx = ctx;
     listeners_free(e);
     TAILQ_FOREACH(c, &e->all, all)
-    if (c->state == HANDSHAKE || (c->state == IDLE && c->next.n == 0))
-        conn_close(c);
+    {
+        if (c->state == HANDSHAKE || (c->state == IDLE && c->next.n == 0 && c->requests == 0))
+            fresh_hurry(c);
+        else if (c->state == IDLE && c->next.n == 0)
+            conn_close(c);
+    }
     if (TAILQ_EMPTY(&e->later))
         event_add(e->later_event, &now);
 }

@@ -11,6 +11,7 @@
 
 #include "pullgate/clock.h"
 #include "pullgate/mem.h"
+#include "pullgate/sandbox.h"
 
 #define CACHE_LINE 64
 
@@ -312,4 +313,7 @@ void metrics_write_process(struct strbuf *ret)
         metrics_write_head(ret, gauges[i].name, gauges[i].help, METRICS_GAUGE);
         metrics_write_line(ret, gauges[i].name, NULL, (struct str){0}, NULL, (struct str){0}, gauges[i].value);
     }
+    static const char refused[] = "pullgate_sandbox_refused_total";
+    metrics_write_head(ret, refused, "System calls that the sandbox refused.", METRICS_COUNTER);
+    metrics_write_line(ret, refused, NULL, (struct str){0}, NULL, (struct str){0}, sandbox_refused());
 }

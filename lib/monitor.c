@@ -65,33 +65,24 @@ static size_t body_limit(void *ctx, const struct head *h)
     return 0;
 }
 
-enum err monitor_new(struct loop *l, const struct config *cfg, const struct config_listen *addresses, const struct monitor_handlers *h,
-                     struct monitor **ret, struct strbuf *ret_bound, struct error *reterr)
+enum err monitor_new(struct loop *l, const struct config *cfg, struct listeners *sockets, const struct monitor_handlers *h, struct monitor **ret,
+                     struct error *reterr)
 {
     *ret = NULL;
-    if (addresses->n == 0)
+    if (sockets->n == 0)
         return ERR_OK;
     struct monitor *m = NEW(struct monitor);
-    struct strbuf bound_lines = {0};
     m->h = *h;
     m->shared = edge_shared_new(CONNECTIONS_MAX, CONNECTIONS_MAX);
     m->edge = edge_new(l, cfg, m->shared,
                        &(struct edge_handlers){.ctx = m, .body_limit = body_limit, .on_request = on_request, .on_gone = on_gone, .on_drain = on_drain});
-    for (size_t i = 0; i < addresses->n; i++) {
-        char bound[128];
-        int fd;
-        enum err e = edge_listen(addresses->list[i], &fd, bound, reterr);
-        if (e == ERR_OK)
-            e = edge_accept(m->edge, fd, NULL, reterr);
+    for (size_t i = 0; i < sockets->n; i++) {
+        enum err e = edge_accept(m->edge, listeners_take(sockets, i), NULL, reterr);
         if (e != ERR_OK) {
-            sb_free(&bound_lines);
             monitor_free(&m);
             return e;
         }
-        sb_addf(&bound_lines, "%s\n", bound);
     }
-    sb_add(ret_bound, sb_str(&bound_lines));
-    sb_free(&bound_lines);
     *ret = m;
     return ERR_OK;
 }

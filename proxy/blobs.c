@@ -22,6 +22,7 @@
 #include "pullgate/log.h"
 #include "pullgate/loop.h"
 #include "pullgate/mem.h"
+#include "pullgate/sandbox.h"
 #include "pullgate/seal.h"
 
 #include "upstreams.h"
@@ -1505,6 +1506,7 @@ static void helper_start(struct blobs *b, struct helper *h, bool keeps_cache)
     pthread_cond_init(&h->wake, &attr);
     pthread_condattr_destroy(&attr);
     sigfillset(&all); /* signals are the main thread's */
+    sandbox_unblock(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old);
     int rc = pthread_create(&h->thread, NULL, helper_main, h);
     pthread_sigmask(SIG_SETMASK, &old, NULL);

@@ -5,18 +5,20 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
 #include "pullgate/clock.h"
 #include "pullgate/fetch.h"
+#include "pullgate/listeners.h"
 #include "pullgate/log.h"
 #include "pullgate/mem.h"
 #include "pullgate/metrics.h"
 #include "pullgate/monitor.h"
 #include "pullgate/notify.h"
+#include "pullgate/privileges.h"
 #include "pullgate/reload.h"
+#include "pullgate/sandbox.h"
 
 #include "accesslog.h"
 #include "blobs.h"
@@ -39,6 +41,7 @@ struct program {
     struct timer *drain_deadline, *join_poll, *watchdog, *memory;
     struct reload *reload;
     struct monitor *monitor;
+    struct listeners *sockets, metrics_sockets; /* one set a worker; and the monitor's */
     uint64_t watchdog_ms; /* 0: nobody waits for it */
     bool is_draining;
 };
@@ -218,15 +221,38 @@ static void write_port_file(const struct config *cfg, const char *text)
         log_warn("cannot write %s: %s", cfg->proxy.port_file, strerror(errno));
 }
 
+/* What root may be needed for, then root is given up. */
+static enum err bind_all(struct program *g, struct error *error)
+{
+    static const char *const names[] = {"proxy", "metrics", NULL};
+    struct proxy *p = &g->proxy;
+    const struct config *cfg = p->cfg;
+    enum err e = listeners_check_names(names, error);
+
+    p->n_workers = worker_count(cfg);
+    g->sockets = mem_calloc(p->n_workers, sizeof *g->sockets);
+    if (e == ERR_OK)
+        e = listeners_open(&cfg->proxy.listen, "proxy", true, &g->sockets[0], error);
+    if (e == ERR_OK && g->sockets[0].n == 0)
+        e = error_set(error, ERR_INVALID, "proxy.listen names no address");
+    for (unsigned i = 1; e == ERR_OK && i < p->n_workers; i++)
+        e = listeners_again(&g->sockets[0], &g->sockets[i], error);
+    if (e == ERR_OK)
+        e = listeners_open(&cfg->proxy.metrics_listen, "metrics", false, &g->metrics_sockets, error);
+    if (e == ERR_OK)
+        e = privileges_drop(cfg, error);
+    if (e == ERR_OK)
+        privileges_warn_unreadable((const char *const[]){cfg->path, cfg->proxy.tls.cert, cfg->proxy.tls.key}, 3);
+    return e;
+}
+
 static enum err serve(struct program *g, struct error *error)
 {
     struct proxy *p = &g->proxy;
     const struct config *cfg = p->cfg;
-    char bound[CONFIG_MAX_LISTEN][128];
     struct strbuf addresses = {0};
     enum err e;
 
-    p->n_workers = worker_count(cfg);
     p->workers = mem_calloc(p->n_workers, sizeof *p->workers);
     p->edge_shared = edge_shared_new(cfg->limits.connections, cfg->limits.connections_per_ip);
     p->guard = guard_new(cfg);
@@ -236,32 +262,32 @@ static enum err serve(struct program *g, struct error *error)
     p->blobs = blobs_new(cfg, error);
     if (p->blobs == NULL)
         return ERR_UNAVAILABLE;
+    name_service(p, g->sockets[0].bound[0]);
     for (unsigned i = 0; i < p->n_workers; i++) {
         int fds[CONFIG_MAX_LISTEN];
-        for (size_t k = 0; k < cfg->proxy.listen.n; k++) {
-            char here[128]; /* the address is read while this is written */
-            if ((e = edge_listen(i == 0 ? cfg->proxy.listen.list[k] : bound[k], &fds[k], here, error)) != ERR_OK)
-                return e;
-            memcpy(bound[k], here, sizeof here);
-        }
-        if (i == 0)
-            name_service(p, bound[0]);
-        if ((e = worker_new(p, i, fds, cfg->proxy.listen.n, &p->workers[i], error)) != ERR_OK)
+        size_t n = g->sockets[i].n;
+        for (size_t k = 0; k < n; k++)
+            fds[k] = listeners_take(&g->sockets[i], k);
+        if ((e = worker_new(p, i, fds, n, &p->workers[i], error)) != ERR_OK)
             return e;
     }
-    for (size_t k = 0; k < cfg->proxy.listen.n; k++)
-        sb_addf(&addresses, "%s\n", bound[k]);
+    for (size_t k = 0; k < g->sockets[0].n; k++)
+        sb_addf(&addresses, "%s\n", g->sockets[0].bound[k]);
+    for (size_t k = 0; k < g->metrics_sockets.n; k++)
+        sb_addf(&addresses, "%s\n", g->metrics_sockets.bound[k]);
     static const struct monitor_handlers monitoring = {.metrics = on_metrics, .not_ready = on_ready};
     struct monitor_handlers h = monitoring;
     h.ctx = g;
-    if ((e = monitor_new(g->loop, cfg, &cfg->proxy.metrics_listen, &h, &g->monitor, &addresses, error)) != ERR_OK)
+    if ((e = monitor_new(g->loop, cfg, &g->metrics_sockets, &h, &g->monitor, error)) != ERR_OK)
+        return e;
+    if ((e = sandbox_enter(cfg->process.sandbox, error)) != ERR_OK)
         return e;
     for (unsigned i = 0; i < p->n_workers; i++) /* last: whoever fails to start has served nobody, and ends with one thread */
         if ((e = worker_start(p->workers[i], error)) != ERR_OK)
             return e;
     write_port_file(cfg, addresses.p);
-    for (size_t k = 0; k < cfg->proxy.listen.n; k++)
-        log_info("listening on %s%s, %u workers", bound[k], p->tls != NULL ? " (TLS)" : "", p->n_workers);
+    for (size_t k = 0; k < g->sockets[0].n; k++)
+        log_info("listening on %s%s%s, %u workers", g->sockets[0].bound[k], g->sockets[0].is_given ? " (the service manager's)" : "", p->tls != NULL ? " (TLS)" : "", p->n_workers);
     sb_free(&addresses);
     return ERR_OK;
 }
@@ -324,10 +350,10 @@ int main(int argc, char **argv)
     }
     if (log_level_parse(cfg->log.level, &level))
         log_set_level(level);
-    if (cfg->proxy.listen.n == 0)
-        return error_set(&error, ERR_INVALID, "proxy.listen names no address"), fail(&error);
     if ((cfg->proxy.tls.cert[0] != '\0' || cfg->proxy.tls.key[0] != '\0') && edge_tls_load(&cfg->proxy.tls, &g.proxy.tls, &error) != ERR_OK)
         return fail(&error);
+    if (!check)
+        privileges_harden();
     /* The keys are the admin's to make: a proxy that starts first waits for them, so that the two may be started in any order. */
     enum err e = keyring_open(cfg->keys.path, false, &g.proxy.keys, &error);
     if (check) {
@@ -353,13 +379,14 @@ int main(int argc, char **argv)
         files.rlim_cur = files.rlim_max;
         setrlimit(RLIMIT_NOFILE, &files);
     }
-    setrlimit(RLIMIT_CORE, &(struct rlimit){0, 0}); /* secrets stay out of core files */
-    prctl(PR_SET_DUMPABLE, 0);
     signal(SIGPIPE, SIG_IGN);
     signal(SIGHUP, SIG_IGN); /* until it can be followed */
     char host[48] = "host";
     gethostname(host, sizeof host - 1);
     snprintf(g.proxy.instance, sizeof g.proxy.instance, "%s:%d", host, (int)getpid());
+
+    if (bind_all(&g, &error) != ERR_OK)
+        return fail(&error);
 
     g.loop = loop_new();
     g.drain_deadline = timer_new(g.loop, on_drain_deadline, &g);
@@ -391,6 +418,7 @@ int main(int argc, char **argv)
     for (unsigned i = 0; i < g.proxy.n_workers; i++)
         worker_free(&g.proxy.workers[i]);
     mem_free(g.proxy.workers);
+    mem_free(g.sockets);
     for (size_t i = 0; i < sizeof signals / sizeof *signals; i++)
         watch_free(&signals[i]);
     timer_free(&g.drain_deadline);

@@ -5,6 +5,7 @@
 
 #include "pullgate/log.h"
 #include "pullgate/mem.h"
+#include "pullgate/sandbox.h"
 
 #include "accesslog.h"
 #include "blobs.h"
@@ -74,6 +75,7 @@ static void *worker_main(void *arg)
     sigset_t all;
 
     sigfillset(&all);
+    sandbox_unblock(&all);
     pthread_sigmask(SIG_BLOCK, &all, NULL); /* signals belong to the main thread */
     loop_run(w->loop);
     worker_free_parts(w);

@@ -25,6 +25,7 @@ only 'jansson' 'lib/jv\.c'
 only 'openssl/' 'lib/(seal|edge)\.c'
 only 'yaml' 'lib/config\.c'
 only 'systemd/' 'lib/notify\.c'
+only 'seccomp' 'lib/sandbox\.c'
 extra=$(cut -d/ -f1 <<<"$files" | sort -u | grep -vxE 'CMakeLists\.txt|CMakePresets\.json|README\.md|LICENSE|admin|cli|conf|docs|include|lib|proxy|tests|\..*')
 [ -z "$extra" ] || complain "top level: $extra"
 exit $bad

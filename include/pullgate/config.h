@@ -120,6 +120,10 @@ struct config {
         uint64_t memory_bytes;             /* 0: no bound; else admission stops above it */
     } limits;
     struct {
+        char *user, *group; /* whom to become after the start as root; empty: nobody, the user's own */
+        char *sandbox;      /* "errno" | "kill" | "off" */
+    } process;
+    struct {
         char *level;       /* info */
         char *access_path; /* "" = standard output; "off"; or a file */
     } log;

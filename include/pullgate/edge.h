@@ -77,7 +77,8 @@ enum err edge_accept(struct edge *e, int take_fd, struct edge_tls *tls, struct e
 void edge_answer_within(struct edge *e, uint64_t ms);
 /* New connections of every TLS listener take this certificate; those that are open keep theirs. */
 void edge_replace_tls(struct edge *e, struct edge_tls *tls);
-/* Drain: stop accepting, close idle connections now, the rest after their answer; on_drained(ctx) when none is left. */
+/* Drain: stop accepting, close idle connections now, the rest after their answer, those that have not asked anything yet after a second;
+ * on_drained(ctx) when none is left. */
 void edge_drain(struct edge *e, void (*on_drained)(void *ctx), void *ctx);
 void edge_free(struct edge **e); /* cuts what is left, on_gone for each request in progress: free it before what the handlers use */
 

@@ -8,6 +8,7 @@
 
 #include "pullgate/config.h"
 #include "pullgate/err.h"
+#include "pullgate/listeners.h"
 #include "pullgate/loop.h"
 #include "pullgate/str.h"
 
@@ -18,9 +19,9 @@ struct monitor_handlers {
 };
 
 struct monitor;
-/* addresses as in struct config_listen; none: *ret is NULL and nothing is served. Each bound address goes to ret_bound as a line. */
-enum err monitor_new(struct loop *l, const struct config *cfg, const struct config_listen *addresses, const struct monitor_handlers *h,
-                     struct monitor **ret, struct strbuf *ret_bound, struct error *reterr) MUST_USE;
+/* The sockets are taken; none: *ret is NULL and nothing is served. */
+enum err monitor_new(struct loop *l, const struct config *cfg, struct listeners *sockets, const struct monitor_handlers *h, struct monitor **ret,
+                     struct error *reterr) MUST_USE;
 void monitor_free(struct monitor **m);
 
 #endif

@@ -62,7 +62,7 @@ def free_port():
 class Proc:
     """A child process whose output goes to a file that failing tests can show."""
 
-    def __init__(self, name, argv, directory, env=None):
+    def __init__(self, name, argv, directory, env=None, pass_fds=()):
         self.name = name
         self.log = pathlib.Path(directory) / f"{name}.log"
         self.argv = [str(a) for a in argv]
@@ -72,7 +72,7 @@ class Proc:
         full.setdefault("UBSAN_OPTIONS", "print_stacktrace=1:halt_on_error=1")
         full.update(env or {})
         self.p = subprocess.Popen(self.argv, stdout=self._out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                                  env=full, preexec_fn=_die_with_parent)
+                                  env=full, preexec_fn=_die_with_parent, pass_fds=pass_fds)
 
     def alive(self):
         return self.p.poll() is None
@@ -286,6 +286,7 @@ class Stack:
             "keys": {"path": str(self.dir / "keys")},
             "cache": cache or {},
             "limits": limits or {},
+            "process": {"sandbox": "kill"},  # a system call that the filter does not know ends the daemon, and the test
             "log": {"level": "info"},
         }
         self.env = env or {}
