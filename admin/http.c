@@ -1053,6 +1053,7 @@ struct http *http_new(struct admin *a)
     metrics.body_limit = body_limit_none;
     metrics.on_request = on_metrics_request;
     h->api = edge_new(a->loop, a->cfg, h->shared, &api);
+    edge_front(h->api, &a->cfg->admin.trusted_proxies, a->cfg->admin.proxy_protocol, a->cfg->admin.forwarded_field);
     h->metrics = edge_new(a->loop, a->cfg, h->metrics_shared, &metrics);
     return h;
 }

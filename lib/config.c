@@ -117,7 +117,12 @@ static const struct key keys[] = {
     TEXT("proxy.metrics_listen", T_LISTEN, proxy.metrics_listen, "",
          "Where /metrics, /healthz and /readyz are served apart; empty serves no metrics (healthz and readyz stay on proxy.listen)."),
     TEXT("proxy.port_file", T_PATH, proxy.port_file, "", "File that gets the bound addresses as lines, for scripts that listen on port 0."),
-    TEXT("proxy.trusted_proxies", T_CIDRS, proxy.trusted_proxies, "", "Networks of load balancers whose X-Forwarded-For names the client."),
+    TEXT("proxy.trusted_proxies", T_CIDRS, proxy.trusted_proxies, "",
+         "Networks of the proxies in front whose word about the client's address counts; unix: whoever connects to a unix socket."),
+    CHOICE("proxy.proxy_protocol", proxy.proxy_protocol, "off", "off|accepted|required", RESTART,
+           "The PROXY protocol's header (version 1 or 2) of proxy.trusted_proxies; required: a connection of theirs without it is refused."),
+    CHOICE("proxy.forwarded_field", proxy.forwarded_field, "x-forwarded-for", "x-forwarded-for|forwarded|off", RESTART,
+           "The field of a request in which proxy.trusted_proxies name the client. The others are not looked at."),
     TEXT("admin.listen", T_LISTEN, admin.listen, "127.0.0.1:5090", "Where the admin and portal APIs are served."),
     TEXT_RELOAD("admin.tls.cert", T_PATH, admin.tls.cert, "", "PEM file with the certificate chain; empty serves plain HTTP."),
     TEXT_RELOAD("admin.tls.key", T_PATH, admin.tls.key, "", "PEM file with the private key of admin.tls.cert."),
@@ -134,7 +139,12 @@ static const struct key keys[] = {
     TEXT("admin.port_file", T_PATH, admin.port_file, "", "File that gets the bound addresses as lines, for scripts that listen on port 0."),
     NUMBER_RESTART("admin.sync_interval", T_DURATION, admin.sync_interval_ms, "30s", 0, 24 * HOUR,
                    "How often versions are discovered from upstream tags; 0 only when asked."),
-    TEXT("admin.trusted_proxies", T_CIDRS, admin.trusted_proxies, "", "Networks of load balancers whose X-Forwarded-For names the client."),
+    TEXT("admin.trusted_proxies", T_CIDRS, admin.trusted_proxies, "",
+         "Networks of the proxies in front whose word about the client's address counts; unix: whoever connects to a unix socket."),
+    CHOICE("admin.proxy_protocol", admin.proxy_protocol, "off", "off|accepted|required", RESTART,
+           "The PROXY protocol's header (version 1 or 2) of admin.trusted_proxies; required: a connection of theirs without it is refused."),
+    CHOICE("admin.forwarded_field", admin.forwarded_field, "x-forwarded-for", "x-forwarded-for|forwarded|off", RESTART,
+           "The field of a request in which admin.trusted_proxies name the client. The others are not looked at."),
     HIDDEN("store.url", T_STORE, store.url, "sqlite:///var/lib/pullgate/pullgate.db", SECRET_URL,
            "The system of record: sqlite:///path or postgresql://…"),
     HIDDEN("redis.url", T_REDIS, redis.url, "redis://127.0.0.1:6379/0", SECRET_URL,
@@ -322,6 +332,8 @@ static const char *cidr_problem(struct str s)
     struct str address = s, bits = {0};
     uint64_t n = 0;
     bool has_bits = str_cut(s, '/', &address, &bits);
+    if (str_eq_c(s, "unix"))
+        return NULL;
     bool v4 = host_is_address(address, AF_INET), v6 = !v4 && host_is_address(address, AF_INET6);
 
     if (!v4 && !v6)
@@ -943,11 +955,26 @@ static enum err check_pair(const char *path, const struct config_tls *t, const c
     return error_set_field(reterr, ERR_INVALID, key, "%s: %s: cert and key go together, this one is missing", path, key);
 }
 
+static enum err check_front(const char *path, const char *header, const struct config_listen *trusted, const char *section,
+                            struct error *reterr)
+{
+    char key[32];
+
+    if (!strcmp(header, "off") || trusted->n)
+        return ERR_OK;
+    snprintf(key, sizeof key, "%s.proxy_protocol", section);
+    return error_set_field(reterr, ERR_INVALID, key, "%s: %s: of whom? %s.trusted_proxies is empty", path, key, section);
+}
+
 static enum err check_whole(const struct config *c, struct error *reterr)
 {
     enum err e = check_pair(c->path, &c->proxy.tls, "proxy", reterr);
     if (!e)
         e = check_pair(c->path, &c->admin.tls, "admin", reterr);
+    if (!e)
+        e = check_front(c->path, c->proxy.proxy_protocol, &c->proxy.trusted_proxies, "proxy", reterr);
+    if (!e)
+        e = check_front(c->path, c->admin.proxy_protocol, &c->admin.trusted_proxies, "admin", reterr);
     if (e)
         return e;
     if (c->limits.buffer_low >= c->limits.buffer_high)

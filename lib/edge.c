@@ -1,17 +1,18 @@
 /* The HTTP/1.1 server: sockets, TLS, deadlines, limits, framing. The only file that includes evhtp. It knows no route, no credential
  * and no registry; the head check is head.c's.
  *
- * What evhtp does here: it owns the listening sockets, accepts, makes the connection with its bufferevent and performs the TLS
- * handshake; it frees all of that. What it does not: its parser is never fed. Every measured trap of it (splits that corrupt the
+ * What evhtp does here: it owns the listening sockets, accepts, and makes and frees the connection with its descriptor and a
+ * bufferevent. What it does not: its parser is never fed. Every measured trap of it (splits that corrupt the
  * URI, Transfer-Encoding spellings, lost pipelined requests, a pause that cannot see the client leave) lies behind
- * its read callback, and head.c parses each head completely anyway. So after the accept (plain) or the handshake (TLS) the
+ * its read callback, and head.c parses each head completely anyway. So from the accept on the
  * bufferevent is put to rest and the descriptor is read and written here, with recv/send/sendfile or SSL_read/SSL_write: one read and
- * one write per request, no buffer in between, no change of the epoll set unless the client is slower than we are.
+ * one write per request, no buffer in between, no change of the epoll set unless the client is slower than we are. The TLS handshake
+ * is ours too: a trusted proxy's PROXY header comes before it, in the clear.
  *
  * A connection is in one state at a time:
  *
- *   HANDSHAKE -> IDLE -> HEAD -> (BODY) -> BUSY -> (STREAM) -> FLUSH -> IDLE …      answered, next request
- *                         any refusal, Connection: close  -> FLUSH -> LINGER -> DEAD
+ *   (FRONT) -> (HANDSHAKE) -> IDLE -> HEAD -> (BODY) -> BUSY -> (STREAM) -> FLUSH -> IDLE …      answered, next request
+ *                                      any refusal, Connection: close  -> FLUSH -> LINGER -> DEAD
  *
  * Nothing is freed where it is used: conn_close() makes a connection DEAD, cuts what points to it and leaves the memory to the next
  * round of the loop (on_later). So every function here may go on after a callback as long as it looks at the state again. */
@@ -41,6 +42,7 @@
 #include <evhtp.h>
 
 #include "pullgate/clock.h"
+#include "pullgate/front.h"
 #include "pullgate/log.h"
 #include "pullgate/mem.h"
 
@@ -66,9 +68,8 @@
 #define ANSWER_SLACK_MS  2000          /* beyond edge_answer_within(): the handler, which knows more of it, comes first */
 #define EVICT_LOOK       512           /* idle connections looked at to find one of an address that is over its limit */
 #define ADDRESS_BUCKETS  4096
-#define TRUSTED_MAX      (2 * CONFIG_MAX_LISTEN)
 
-enum state { IDLE, HANDSHAKE, HEAD, BODY, BUSY, STREAM, FLUSH, LINGER, DEAD };
+enum state { IDLE, FRONT, HANDSHAKE, HEAD, BODY, BUSY, STREAM, FLUSH, LINGER, DEAD };
 
 struct edge_req {
     unsigned magic;
@@ -92,7 +93,7 @@ struct conn {
     struct edge *edge;
     evhtp_connection_t *htp; /* owns fd, ssl and the bufferevent */
     int fd;
-    SSL *ssl; /* after the handshake */
+    SSL *ssl;
     struct event rd, wr;
     bool rd_on, wr_on;
     bool close_after; /* no further request */
@@ -103,11 +104,12 @@ struct conn {
     bool broken;      /* a write failed inside a handler's call; on_gone follows from the loop */
     bool counted;     /* in shared */
     bool per_address; /* there by address too */
+    bool is_trusted; /* whose word about the client's address counts */
     bool is_tls, is_idle, is_later;
     bool owns_file;
     struct edge_req *req;
     uint64_t deadline_ms; /* of this state; 0 none */
-    uint64_t since_ms;    /* HANDSHAKE, first IDLE and HEAD: accepted; IDLE: answered */
+    uint64_t since_ms;    /* FRONT, HANDSHAKE, first IDLE and HEAD: accepted; IDLE: answered */
     uint64_t requests;
     struct strbuf out; /* what the socket did not take, from out_at */
     size_t out_at;
@@ -137,10 +139,8 @@ struct listener {
     struct listener *next;
 };
 
-struct network {
-    uint8_t addr[16];
-    unsigned bits;
-};
+enum edge_header { HEADER_NONE, HEADER_ACCEPTED, HEADER_REQUIRED };
+enum edge_field { FIELD_NONE, FIELD_X_FORWARDED_FOR, FIELD_FORWARDED };
 
 struct edge {
     struct loop *loop;
@@ -161,8 +161,10 @@ struct edge {
     void *drained_ctx;
     struct edge_req *free_reqs;
     size_t n_free_reqs;
-    struct network trusted[TRUSTED_MAX];
-    size_t n_trusted;
+    struct front_trust trust;
+    enum edge_header header;
+    enum edge_field field;
+    char front[FRONT_HEADER_MAX]; /* a PROXY header while it is read */
     int64_t date_s;
     char date[48]; /* "Date: …\r\n" */
     size_t date_n;
@@ -222,88 +224,23 @@ static void address_text(const uint8_t addr[16], char ret[INET6_ADDRSTRLEN])
         inet_ntop(AF_INET6, addr, ret, INET6_ADDRSTRLEN);
 }
 
-static bool address_parse(struct str s, uint8_t ret[16])
+void edge_front(struct edge *e, const struct config_listen *trusted, const char *header, const char *field)
 {
-    char text[INET6_ADDRSTRLEN];
-
-    if (s.n == 0 || s.n >= sizeof text)
-        return false;
-    memcpy(text, s.p, s.n);
-    text[s.n] = '\0';
-    memcpy(ret, v4_mapped, 12);
-    return inet_pton(AF_INET, text, ret + 12) == 1 || inet_pton(AF_INET6, text, ret) == 1;
+    e->trust = (struct front_trust){0};
+    for (size_t i = 0; i < trusted->n; i++)
+        (void)front_trust_add(&e->trust, str_c(trusted->list[i])); /* config.c has checked them */
+    e->header = !strcmp(header, "required") ? HEADER_REQUIRED : !strcmp(header, "accepted") ? HEADER_ACCEPTED : HEADER_NONE;
+    e->field = !strcmp(field, "forwarded") ? FIELD_FORWARDED : !strcmp(field, "x-forwarded-for") ? FIELD_X_FORWARDED_FOR : FIELD_NONE;
 }
 
-static bool network_has(const struct network *n, const uint8_t addr[16])
-{
-    unsigned bytes = n->bits / 8, rest = n->bits % 8;
-    return !memcmp(n->addr, addr, bytes) && (rest == 0 || (n->addr[bytes] ^ addr[bytes]) >> (8 - rest) == 0);
-}
-
-static bool is_trusted(const struct edge *e, const uint8_t addr[16])
-{
-    for (size_t i = 0; i < e->n_trusted; i++)
-        if (network_has(&e->trusted[i], addr))
-            return true;
-    return false;
-}
-
-static void trust_add(struct edge *e, const struct config_listen *networks)
-{
-    for (size_t i = 0; i < networks->n && e->n_trusted < TRUSTED_MAX; i++) {
-        struct network *n = &e->trusted[e->n_trusted];
-        struct str text = str_c(networks->list[i]), bits_text = {0};
-        uint64_t bits;
-        bool has_bits = str_cut(text, '/', &text, &bits_text);
-        if (!address_parse(text, n->addr) || (has_bits && !str_to_u64(bits_text, &bits)))
-            continue; /* config.c has checked them */
-        if (!has_bits)
-            bits = 128;
-        else if (str_index(text, ':') < 0)
-            bits += 96;
-        n->bits = bits > 128 ? 128 : (unsigned)bits;
-        e->n_trusted++;
-    }
-}
-
-void edge_trust(struct edge *e, const struct config_listen *networks)
-{
-    e->n_trusted = 0;
-    trust_add(e, networks);
-}
-
-/* The address a trusted proxy names: from the right, the first that is no trusted proxy itself. What stands left of it, the client
- * may have written. Entries may carry a port. */
-static void forwarded_for(struct edge_req *r)
+/* The client of a request, where a trusted proxy's field names it. */
+static void forwarded(struct edge_req *r)
 {
     const struct edge *e = r->conn->edge;
-    bool found = false;
 
-    for (unsigned i = r->head.n_fields; i-- > 0;) {
-        if (r->head.fields[i].name.n != 15 || !str_eq_nocase(r->head.fields[i].name, S("X-Forwarded-For")))
-            continue;
-        struct str rest = r->head.fields[i].value;
-        while (rest.n) {
-            ptrdiff_t comma = str_rindex(rest, ',');
-            struct str entry = str_trim(comma >= 0 ? str_skip(rest, (size_t)comma + 1) : rest);
-            rest = comma >= 0 ? str_sub(rest, 0, (size_t)comma) : (struct str){0};
-            if (entry.n && entry.p[0] == '[') {
-                ptrdiff_t close = str_index(entry, ']');
-                entry = close > 0 ? str_sub(entry, 1, (size_t)close - 1) : (struct str){0};
-            } else if (str_index(entry, ':') >= 0 && str_index(entry, ':') == str_rindex(entry, ':')) {
-                entry = str_sub(entry, 0, (size_t)str_index(entry, ':'));
-            }
-            uint8_t addr[16];
-            if (!address_parse(entry, addr))
-                goto done; /* "unknown" and the like: nothing further left can be trusted */
-            memcpy(r->addr_buf, addr, 16);
-            found = true;
-            if (!is_trusted(e, addr))
-                goto done;
-        }
-    }
-done:
-    if (!found)
+    if (e->field == FIELD_X_FORWARDED_FOR   ? !front_forwarded_for(&r->head, &e->trust, r->addr_buf)
+        : e->field == FIELD_FORWARDED ? !front_forwarded(&r->head, &e->trust, r->addr_buf)
+                                      : true)
         return;
     address_text(r->addr_buf, r->peer_buf);
     r->peer = r->peer_buf;
@@ -384,26 +321,40 @@ static struct address_count **address_find(struct edge_shared *s, const uint64_t
 
 enum take { TAKEN, TOO_MANY, TOO_MANY_OF_ADDRESS };
 
+static bool address_take(struct edge_shared *s, const uint8_t addr[16])
+{
+    uint64_t key[2];
+
+    address_key(addr, key);
+    struct address_count **p = address_find(s, key);
+    if (*p && (*p)->n >= s->max_per_address)
+        return false;
+    if (!*p) {
+        *p = NEW(struct address_count);
+        memcpy((*p)->key, key, sizeof key);
+    }
+    (*p)->n++;
+    return true;
+}
+
+/* For a connection that is counted in total already, and whose client has become known. */
+static bool shared_take_address(struct edge_shared *s, const uint8_t addr[16])
+{
+    pthread_mutex_lock(&s->lock);
+    bool taken = address_take(s, addr);
+    pthread_mutex_unlock(&s->lock);
+    return taken;
+}
+
 static enum take shared_take(struct edge_shared *s, const uint8_t addr[16], bool per_address)
 {
     enum take result = TAKEN;
-    uint64_t key[2];
 
     pthread_mutex_lock(&s->lock);
     if (s->n >= s->max) {
         result = TOO_MANY;
-    } else if (per_address) {
-        address_key(addr, key);
-        struct address_count **p = address_find(s, key);
-        if (*p && (*p)->n >= s->max_per_address) {
-            result = TOO_MANY_OF_ADDRESS;
-        } else if (*p) {
-            (*p)->n++;
-        } else {
-            *p = NEW(struct address_count);
-            memcpy((*p)->key, key, sizeof key);
-            (*p)->n = 1;
-        }
+    } else if (per_address && !address_take(s, addr)) {
+        result = TOO_MANY_OF_ADDRESS;
     }
     if (result == TAKEN)
         __atomic_add_fetch(&s->n, 1, __ATOMIC_RELAXED);
@@ -431,7 +382,7 @@ static void shared_give(struct edge_shared *s, const uint8_t addr[16], bool per_
 /* Unix sockets have no address, and a load balancer's address is that of all its clients. */
 static bool counts_per_address(const struct edge *e, const uint8_t addr[16])
 {
-    return !is_unspecified(addr) && !is_trusted(e, addr);
+    return !is_unspecified(addr) && !front_trusts(&e->trust, addr);
 }
 
 /* ---- TLS ------------------------------------------------------------------------------------------------------------------- */
@@ -620,7 +571,7 @@ enum err edge_listen(const char *address, int *ret_fd, char ret_bound[128], stru
         return error_set(reterr, ERR_INVALID, "%s: expected host:port, [ipv6]:port, *:port, :port or unix:/path", address);
     struct str host = str_sub(a, 0, (size_t)colon);
     bool any = host.n == 0 || str_eq_c(host, "*"), v6 = host.n > 2 && host.p[0] == '[' && host.p[host.n - 1] == ']';
-    if (!any && !address_parse(v6 ? str_sub(host, 1, host.n - 2) : host, addr))
+    if (!any && !addr_parse(v6 ? str_sub(host, 1, host.n - 2) : host, addr))
         return error_set(reterr, ERR_INVALID, "%s: is no address", address);
     if (!any && v6 == is_v4(addr))
         return error_set(reterr, ERR_INVALID, "%s: is no address", address);
@@ -819,8 +770,15 @@ static void conn_free(struct conn *c)
     e->n_conns--;
     e->stats.open--;
     ERR_clear_error();
-    evhtp_connection_free(c->htp); /* says close_notify unless the connection was cut; closes the descriptor */
-    ERR_clear_error();
+    if (c->ssl) {
+        if (SSL_is_init_finished(c->ssl)) { /* close_notify, unless the connection was cut; the client's is not waited for */
+            SSL_set_shutdown(c->ssl, SSL_get_shutdown(c->ssl) | SSL_RECEIVED_SHUTDOWN);
+            (void)SSL_shutdown(c->ssl);
+        }
+        SSL_free(c->ssl);
+        ERR_clear_error();
+    }
+    evhtp_connection_free(c->htp); /* closes the descriptor */
     c->magic = 0;
     mem_free(c);
 }
@@ -1516,8 +1474,8 @@ static void dispatch(struct conn *c)
     e->stats.requests++;
     if (!r->head.keep_alive)
         c->close_after = true;
-    if (e->n_trusted && is_trusted(e, c->addr))
-        forwarded_for(r);
+    if (c->is_trusted)
+        forwarded(r);
     c->dispatching = true;
     e->h.on_request(e->h.ctx, r); /* r may be over */
     c->dispatching = false;
@@ -1582,6 +1540,7 @@ static void conn_feed(struct conn *c, const char *p, size_t n)
         if (c->discarded > LINGER_BYTES)
             conn_close(c);
         return;
+    case FRONT:
     case HANDSHAKE:
     case DEAD:
         return;
@@ -1610,6 +1569,7 @@ static void conn_eof(struct conn *c)
         conn_gone(c, false);
         return;
     case FLUSH: /* the rest of the answer goes out */
+    case FRONT:
     case HANDSHAKE:
     case DEAD:
         return;
@@ -1650,11 +1610,198 @@ static ssize_t conn_read(struct conn *c)
     }
 }
 
+/* The longest idle connection makes room; of one address, if its limit is the one that is reached. */
+static bool evict(struct edge *e, const uint8_t *addr)
+{
+    uint64_t wanted[2] = {0}, key[2];
+    unsigned looked = 0;
+    struct conn *c;
+
+    if (addr)
+        address_key(addr, wanted);
+    TAILQ_FOREACH(c, &e->idle, idle)
+    {
+        if (addr) {
+            address_key(c->addr, key);
+            if (++looked > EVICT_LOOK)
+                return false;
+            if (memcmp(key, wanted, sizeof key))
+                continue;
+        }
+        conn_close(c);
+        return true;
+    }
+    return false;
+}
+
+/* ---- before the first request: a trusted proxy's header, the TLS handshake --------------------------------------------------- */
+
+/* Drain: who was accepted and has not said anything yet is about to. It gets its one answer, if it asks soon. */
+static void fresh_hurry(struct conn *c)
+{
+    uint64_t until = loop_now_ms(c->edge->loop) + FRESH_MS;
+    if (c->deadline_ms == 0 || c->deadline_ms > until)
+        c->deadline_ms = until;
+}
+
+static void serve_begin(struct conn *c)
+{
+    c->state = IDLE;
+    c->deadline_ms = c->since_ms + c->edge->cfg->limits.head_deadline_ms; /* all before it takes of the same time */
+    set_idle(c, true);
+    if (c->edge->draining)
+        fresh_hurry(c);
+}
+
+/* Plain HTTP to a TLS port: say so in the only way that client can read. */
+static void refuse_plain_on_tls(struct conn *c)
+{
+    SSL_free(c->ssl);
+    c->ssl = NULL;
+    c->edge->stats.bad_heads++;
+    c->close_after = c->linger = true;
+    conn_send(c,
+              S("HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\nClient sent an HTTP request to an HTTPS "
+                "server.\n"),
+              (struct str){0}, false);
+    c->state = FLUSH;
+    c->deadline_ms = 0;
+    if (c->broken)
+        conn_cut(c);
+    else if (pending(c) == 0)
+        conn_answered(c);
+}
+
+static void handshake_failed(struct conn *c)
+{
+    unsigned long code;
+    bool is_plain = false, is_first = BIO_number_read(SSL_get_rbio(c->ssl)) <= SSL3_RT_HEADER_LENGTH;
+
+    while ((code = ERR_get_error())) {
+        int reason = ERR_GET_REASON(code);
+        if (reason == SSL_R_HTTP_REQUEST || reason == SSL_R_HTTPS_PROXY_REQUEST || reason == SSL_R_WRONG_VERSION_NUMBER)
+            is_plain = true; /* the last one: no TLS record at all */
+    }
+    if (is_plain && is_first)
+        refuse_plain_on_tls(c);
+    else
+        conn_close(c);
+}
+
+static void handshake(struct conn *c)
+{
+    ERR_clear_error();
+    int rc = SSL_do_handshake(c->ssl);
+    if (rc == 1) {
+        write_arm(c, false);
+        serve_begin(c);
+        return;
+    }
+    int code = SSL_get_error(c->ssl, rc);
+    if (code == SSL_ERROR_WANT_READ || code == SSL_ERROR_WANT_WRITE) {
+        write_arm(c, code == SSL_ERROR_WANT_WRITE);
+        return;
+    }
+    handshake_failed(c);
+}
+
+/* The client's own address takes the place of the proxy's, in every count and decision. False when it has connections enough. */
+static bool readdress(struct conn *c, const uint8_t addr[16])
+{
+    struct edge *e = c->edge;
+
+    memcpy(c->addr, addr, 16); /* a trusted peer's own is in no count */
+    address_text(c->addr, c->peer);
+    c->is_trusted = front_trusts(&e->trust, c->addr);
+    if (!counts_per_address(e, c->addr))
+        return true;
+    if (!shared_take_address(e->shared, c->addr) && (!evict(e, c->addr) || !shared_take_address(e->shared, c->addr)))
+        return false;
+    c->per_address = true;
+    return true;
+}
+
+static void front_refuse(struct conn *c, const char *why)
+{
+    SSL_free(c->ssl); /* before the handshake: the answer is in the clear */
+    c->ssl = NULL;
+    conn_refuse(c, 400, why);
+}
+
+/* The header is peeked at and then taken to its last byte and no further: what follows may be TLS. Bytes that are surely its own are
+ * taken at once, or the socket would stay readable. */
+static void front_read(struct conn *c)
+{
+    struct edge *e = c->edge;
+    bool has_client = false;
+    uint8_t client[16];
+    size_t held = c->next.n, whole = 0;
+    ssize_t n;
+
+    memcpy(e->front, c->next.p ? c->next.p : "", held);
+    do
+        n = recv(c->fd, e->front + held, sizeof e->front - held, MSG_PEEK);
+    while (n < 0 && errno == EINTR);
+    if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
+        return;
+    if (n <= 0) {
+        conn_close(c);
+        return;
+    }
+    enum front_header h = front_header_parse((struct str){e->front, held + (size_t)n}, &whole, &has_client, client);
+    if (h == FRONT_NONE && (held || e->header == HEADER_REQUIRED))
+        h = e->header == HEADER_REQUIRED || c->ssl ? FRONT_MALFORMED : h;
+    size_t take = h == FRONT_MORE ? (size_t)n : h == FRONT_WHOLE ? whole - held : 0;
+    if (take && recv(c->fd, e->front + held, take, 0) != (ssize_t)take) {
+        conn_close(c);
+        return;
+    }
+    switch (h) {
+    case FRONT_MORE:
+        sb_add(&c->next, (struct str){e->front + held, take});
+        return;
+    case FRONT_MALFORMED:
+        sb_free(&c->next);
+        front_refuse(c, "a malformed PROXY protocol header, or none where one is required");
+        return;
+    case FRONT_WHOLE:
+        sb_free(&c->next);
+        if (has_client && !readdress(c, client)) {
+            e->stats.refused_limit++;
+            conn_close(c);
+            return;
+        }
+        break;
+    case FRONT_NONE: /* what looked like a header's beginning is a request's: it stays in c->next */
+        break;
+    }
+    if (c->ssl) {
+        c->state = HANDSHAKE;
+        return;
+    }
+    serve_begin(c);
+    if (c->next.n)
+        later(c);
+}
+
+/* What has come remains readable, so that each part leaves the next one to the next round of the loop. */
+static void conn_begin(struct conn *c)
+{
+    if (c->state == FRONT)
+        front_read(c);
+    else
+        handshake(c);
+}
+
 static void on_readable(evutil_socket_t fd, short what, void *ctx)
 {
     struct conn *c = conn_of(ctx);
     (void)fd, (void)what;
 
+    if (c->state == FRONT || c->state == HANDSHAKE) {
+        conn_begin(c);
+        return;
+    }
     ssize_t n = conn_read(c);
     if (n > 0)
         conn_feed(c, c->edge->read, (size_t)n);
@@ -1670,6 +1817,10 @@ static void on_writable(evutil_socket_t fd, short what, void *ctx)
     struct conn *c = conn_of(ctx);
     (void)fd, (void)what;
 
+    if (c->state == HANDSHAKE) {
+        conn_begin(c);
+        return;
+    }
     c->round_n = 0;
     if (!conn_flush(c)) {
         conn_gone(c, false);
@@ -1737,6 +1888,7 @@ static void on_deadline(struct conn *c)
     case BUSY: /* half-closed, and no answer yet */
         conn_gone(c, false);
         return;
+    case FRONT:
     case HANDSHAKE:
     case IDLE:
     case LINGER:
@@ -1814,30 +1966,6 @@ static uint64_t sweep_interval(const struct config *cfg)
 
 /* ---- accepting -------------------------------------------------------------------------------------------------------------- */
 
-/* The longest idle connection makes room; of one address, if its limit is the one that is reached. */
-static bool evict(struct edge *e, const uint8_t *addr)
-{
-    uint64_t wanted[2] = {0}, key[2];
-    unsigned looked = 0;
-    struct conn *c;
-
-    if (addr)
-        address_key(addr, wanted);
-    TAILQ_FOREACH(c, &e->idle, idle)
-    {
-        if (addr) {
-            address_key(c->addr, key);
-            if (++looked > EVICT_LOOK)
-                return false;
-            if (memcmp(key, wanted, sizeof key))
-                continue;
-        }
-        conn_close(c);
-        return true;
-    }
-    return false;
-}
-
 /* Many connections are open: one that has been idle for long makes room before somebody has to be refused. */
 static void evict_early(struct edge *e)
 {
@@ -1869,14 +1997,6 @@ static evhtp_res on_pre_accept(evhtp_connection_t *htp, void *ctx)
     return EVHTP_RES_ERROR; /* evhtp closes it */
 }
 
-/* Drain: who was accepted and has not said anything yet is about to. It gets its one answer, if it asks soon. */
-static void fresh_hurry(struct conn *c)
-{
-    uint64_t until = loop_now_ms(c->edge->loop) + FRESH_MS;
-    if (c->deadline_ms == 0 || c->deadline_ms > until)
-        c->deadline_ms = until;
-}
-
 /* The descriptor is ours from here; the bufferevent sleeps until it is freed. */
 static void take_over(struct conn *c)
 {
@@ -1888,34 +2008,6 @@ static void take_over(struct conn *c)
     event_add(&c->rd, NULL); /* first, so that libevent's set for the descriptor does not change in between */
     bufferevent_disable(bev, EV_READ | EV_WRITE);
     bufferevent_setcb(bev, NULL, NULL, NULL, NULL);
-    c->state = IDLE;
-    c->deadline_ms = c->since_ms + c->edge->cfg->limits.head_deadline_ms; /* a slow handshake takes of the same time */
-    set_idle(c, true);
-    if (c->edge->draining)
-        fresh_hurry(c);
-}
-
-static void on_handshake(struct bufferevent *bev, short what, void *ctx)
-{
-    struct conn *c = conn_of(ctx);
-
-    if (c->state != HANDSHAKE)
-        return;
-    if (what & BEV_EVENT_CONNECTED) {
-        c->ssl = c->htp->ssl;
-        take_over(c);
-        return;
-    }
-    /* Plain HTTP to a TLS port: say so in the only way that client can read. */
-    unsigned long code;
-    while ((code = bufferevent_get_openssl_error(bev)))
-        if (ERR_GET_REASON(code) == SSL_R_HTTP_REQUEST) {
-            static const char text[] = "HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n"
-                                       "Client sent an HTTP request to an HTTPS server.\n";
-            (void)!send(c->fd, text, sizeof text - 1, MSG_NOSIGNAL | MSG_DONTWAIT);
-        }
-    ERR_clear_error();
-    conn_close(c);
 }
 
 static evhtp_res on_post_accept(evhtp_connection_t *htp, void *ctx)
@@ -1941,15 +2033,28 @@ static evhtp_res on_post_accept(evhtp_connection_t *htp, void *ctx)
     e->n_conns++;
     e->stats.accepted++;
     e->stats.open++;
+    c->is_trusted = front_trusts(&e->trust, c->addr);
+    c->deadline_ms = c->since_ms + e->cfg->limits.head_deadline_ms;
+    if (l->tls && e->cfg->limits.tls_handshake_ms < e->cfg->limits.head_deadline_ms)
+        c->deadline_ms = c->since_ms + e->cfg->limits.tls_handshake_ms;
+    take_over(c);
     if (l->tls) {
         c->is_tls = true;
-        c->state = HANDSHAKE;
-        uint64_t most = e->cfg->limits.tls_handshake_ms < e->cfg->limits.head_deadline_ms ? e->cfg->limits.tls_handshake_ms : e->cfg->limits.head_deadline_ms;
-        c->deadline_ms = c->since_ms + most;
-        bufferevent_setcb(htp->bev, NULL, NULL, on_handshake, c);
-    } else {
-        take_over(c);
+        ERR_clear_error();
+        c->ssl = SSL_new(l->tls->ctx);
+        if (!c->ssl || !SSL_set_fd(c->ssl, c->fd)) {
+            ERR_clear_error();
+            conn_close(c);
+            return EVHTP_RES_OK; /* it is ours: freed in the next round */
+        }
+        SSL_set_accept_state(c->ssl);
     }
+    if (e->header != HEADER_NONE && c->is_trusted)
+        c->state = FRONT;
+    else if (c->ssl)
+        c->state = HANDSHAKE;
+    else
+        serve_begin(c);
     return EVHTP_RES_OK;
 }
 
@@ -1982,11 +2087,8 @@ enum err edge_accept(struct edge *e, int take_fd, struct edge_tls *tls, struct e
     evhtp_set_bev_flags(l->htp, BEV_OPT_CLOSE_ON_FREE);
     evhtp_set_pre_accept_cb(l->htp, on_pre_accept, l);
     evhtp_set_post_accept_cb(l->htp, on_post_accept, l);
-    if (tls) {
+    if (tls)
         l->tls = edge_tls_ref(tls);
-        SSL_CTX_up_ref(tls->ctx); /* evhtp_free() drops it */
-        l->htp->ssl_ctx = tls->ctx;
-    }
     if (evhtp_accept_socket(l->htp, take_fd, BACKLOG)) {
         int code = errno;
         close(take_fd);
@@ -2012,11 +2114,8 @@ void edge_replace_tls(struct edge *e, struct edge_tls *tls)
     for (struct listener *l = e->listeners; l; l = l->next) {
         if (!l->tls)
             continue;
-        SSL_CTX_free(l->htp->ssl_ctx);
         edge_tls_unref(&l->tls);
         l->tls = edge_tls_ref(tls);
-        SSL_CTX_up_ref(tls->ctx);
-        l->htp->ssl_ctx = tls->ctx;
     }
 }
 
@@ -2055,8 +2154,6 @@ struct edge *edge_new(struct loop *l, const struct config *cfg, struct edge_shar
     e->sweep_ms = sweep_interval(cfg);
     e->sweep = timer_new(l, on_sweep, e);
     timer_set(e->sweep, e->sweep_ms);
-    trust_add(e, &cfg->proxy.trusted_proxies);
-    trust_add(e, &cfg->admin.trusted_proxies);
     return e;
 }
 
@@ -2073,7 +2170,7 @@ void edge_drain(struct edge *e, void (*on_drained)(void *ctx), void *ctx)
     listeners_free(e);
     TAILQ_FOREACH(c, &e->all, all)
     {
-        if (c->state == HANDSHAKE || (c->state == IDLE && c->next.n == 0 && c->requests == 0))
+        if (c->state == FRONT || c->state == HANDSHAKE || (c->state == IDLE && c->next.n == 0 && c->requests == 0))
             fresh_hurry(c);
         else if (c->state == IDLE && c->next.n == 0)
             conn_close(c);

@@ -43,6 +43,7 @@ enum err worker_new(struct proxy *p, unsigned id, const int *take_fds, size_t n_
     struct edge_handlers handlers = exchange_handlers(w);
     w->edge = edge_new(w->loop, w->cfg, p->edge_shared, &handlers);
     edge_answer_within(w->edge, w->cfg->limits.blob_max_duration_ms);
+    edge_front(w->edge, &w->cfg->proxy.trusted_proxies, w->cfg->proxy.proxy_protocol, w->cfg->proxy.forwarded_field);
     for (size_t i = 0; i < n_fds; i++) {
         e = edge_accept(w->edge, take_fds[i], p->tls, reterr);
         if (e)

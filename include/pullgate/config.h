@@ -44,7 +44,9 @@ struct config {
         uint64_t spool_keep_ms; /* 3s: how long a complete one waits for a further reader */
         struct config_listen metrics_listen; /* /healthz /readyz /metrics; empty: none (healthz, readyz are on listen too) */
         char *port_file; /* where the bound listen and metrics addresses are written as lines, for tests and scripts; empty: nowhere */
-        struct config_listen trusted_proxies; /* CIDRs whose X-Forwarded-For counts */
+        struct config_listen trusted_proxies; /* CIDRs whose word about the client's address counts, and "unix" */
+        char *proxy_protocol;                 /* "off" | "accepted" | "required" */
+        char *forwarded_field;                /* "x-forwarded-for" | "forwarded" | "off" */
     } proxy;
     struct {
         struct config_listen listen; /* default 127.0.0.1:5090 */
@@ -59,6 +61,7 @@ struct config {
         char *port_file;
         uint64_t sync_interval_ms; /* 30s; 0 = only when asked */
         struct config_listen trusted_proxies;
+        char *proxy_protocol, *forwarded_field;
     } admin;
     struct {
         char *url; /* sqlite:///var/lib/pullgate/pullgate.db */

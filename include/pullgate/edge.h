@@ -68,8 +68,9 @@ void edge_shared_free(struct edge_shared **s);
 uint64_t edge_shared_connections(const struct edge_shared *s);
 
 struct edge *edge_new(struct loop *l, const struct config *cfg, struct edge_shared *shared, const struct edge_handlers *h);
-/* Networks whose X-Forwarded-For is believed. Without this call: proxy.trusted_proxies and admin.trusted_proxies together. */
-void edge_trust(struct edge *e, const struct config_listen *networks);
+/* Whose word about the client's address counts, and in what form, as in the configuration: networks; header: of the PROXY protocol,
+ * "off", "accepted", "required"; field: "x-forwarded-for", "forwarded", "off". Before edge_accept(). Without this call: nobody's. */
+void edge_front(struct edge *e, const struct config_listen *trusted, const char *header, const char *field);
 /* Start accepting on fd (taken, also on failure). Several per edge; tls may differ, NULL: plain. */
 enum err edge_accept(struct edge *e, int take_fd, struct edge_tls *tls, struct error *reterr) MUST_USE;
 /* Longest that the bytes of a streamed answer may take to leave us, from edge_start(); 0 no bound (the default). For what is begun

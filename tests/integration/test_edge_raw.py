@@ -26,10 +26,14 @@ LIMITS = {"head_deadline": "600ms", "body_deadline": "600ms", "tls_handshake": "
 
 
 class Server:
-    def __init__(self, tmp, tls=False, trusted="", nofile=None, **limits):
+    def __init__(self, tmp, tls=False, trusted="", nofile=None, proxy_protocol=None, forwarded_field=None, **limits):
         lines = ["proxy:", '  listen: ["127.0.0.1:0", "unix:%s"]' % (tmp / "edge.sock")]
         if trusted:
             lines.append(f"  trusted_proxies: [{trusted}]")
+        if proxy_protocol:
+            lines.append(f"  proxy_protocol: {proxy_protocol}")
+        if forwarded_field:
+            lines.append(f"  forwarded_field: {forwarded_field}")
         if tls:
             self.cert, key = tmp / "cert.pem", tmp / "key.pem"
             subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj",
@@ -642,7 +646,8 @@ def test_unix_socket_and_stale_file(tmp_path):
     ("X-Forwarded-For: [2001:db8::1]:99\r\n", "2001:db8::1"),
     ("X-Forwarded-For: 2001:db8::2\r\n", "2001:db8::2"),
     ("X-Forwarded-For: 1.1.1.1, unknown\r\n", "127.0.0.1"),
-    ("X-Forwarded-For: 1.1.1.1, unknown, 10.1.1.1\r\n", "10.1.1.1"),
+    ("X-Forwarded-For: 1.1.1.1, unknown, 10.1.1.1\r\n", "127.0.0.1"),
+    ("Forwarded: for=203.0.113.9\r\n", "127.0.0.1"),
     ("X-Forwarded-For: \r\n", "127.0.0.1"),
 ])
 def test_forwarded_for(trusting, server, fields, peer):

@@ -260,6 +260,7 @@ int main(int argc, char **argv)
     loop = loop_new();
     struct edge_shared *shared = edge_shared_new(cfg->limits.connections, cfg->limits.connections_per_ip);
     edge = edge_new(loop, cfg, shared, &handlers);
+    edge_front(edge, &cfg->proxy.trusted_proxies, cfg->proxy.proxy_protocol, cfg->proxy.forwarded_field);
     listen_on(&cfg->proxy.listen, NULL);
     if (cfg->admin.tls.cert[0]) { /* the admin section is the TLS listener here */
         if (edge_tls_load(&cfg->admin.tls, &tls, &err)) {
