@@ -114,7 +114,9 @@ enum err db_start(const struct db_options *o, struct db **ret, struct error *ret
     if (err)
         return err;
     if (!o->read_only) {
-        err = store_migrate(store, SCHEMA_MIGRATIONS, SCHEMA_MIGRATIONS_N, reterr);
+        err = store_check(store, reterr); /* with part of the licenses nothing is served */
+        if (!err)
+            err = store_migrate(store, SCHEMA_MIGRATIONS, SCHEMA_MIGRATIONS_N, reterr);
         if (err) {
             store_close(&store);
             return err;

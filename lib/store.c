@@ -57,12 +57,16 @@ static enum err store_error(struct store *s, int rc, struct error *reterr)
         bool by_column = rc == SQLITE_CONSTRAINT_UNIQUE || rc == SQLITE_CONSTRAINT_PRIMARYKEY;
         return error_set_field(reterr, ERR_CONFLICT, by_column && dot ? dot + 1 : "", "%s", why);
     }
+    case SQLITE_CORRUPT:
+    case SQLITE_NOTADB: {
+        static unsigned long long last;
+        log_limited(&last, 10000, LOG_LEVEL_ERROR, "store: the file has lost its integrity: %s", why);
+        return error_set(reterr, ERR_UNAVAILABLE, "store: the file has lost its integrity: %s", why);
+    }
     case SQLITE_BUSY:
     case SQLITE_LOCKED:
     case SQLITE_FULL:
     case SQLITE_IOERR:
-    case SQLITE_CORRUPT:
-    case SQLITE_NOTADB:
     case SQLITE_CANTOPEN:
     case SQLITE_READONLY:
     case SQLITE_PROTOCOL:
@@ -106,6 +110,21 @@ static enum err store_lock(struct store *s, const char *path, struct error *rete
     sb_free(&name);
     s->lock_fd = fd;
     return ERR_OK;
+}
+
+/* The lock file outlives the process, and remembers whether there was a store beside it. */
+static const char MADE[] = "there is a store beside this file\n";
+
+static bool store_was_made(const struct store *s)
+{
+    struct stat st;
+    return fstat(s->lock_fd, &st) == 0 && st.st_size > 0;
+}
+
+static void store_mark_made(struct store *s)
+{
+    if (s->lock_fd >= 0 && !store_was_made(s) && pwrite(s->lock_fd, MADE, sizeof MADE - 1, 0) < 0)
+        log_warn("store: the lock file cannot be written: %s", strerror(errno));
 }
 
 static enum err store_pragma(struct store *s, const char *sql, struct error *reterr)
@@ -176,7 +195,14 @@ enum err store_open(const char *url, bool read_only, struct store **ret, struct 
         if (err)
             goto fail;
         /* SQLite would make the file readable for everybody; its -wal and -shm get the mode of the file. */
-        int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+        bool was_made = store_was_made(s);
+        int fd = open(path, O_RDWR | (was_made ? 0 : O_CREAT) | O_CLOEXEC, 0600);
+        if (fd < 0 && errno == ENOENT && was_made) {
+            /* An empty one in its place would take every customer's rights away. */
+            err = error_set_field(reterr, ERR_UNAVAILABLE, "store.url",
+                                  "store: %s is gone: restore a backup, or, to begin anew with an empty store, remove %s.lock as well", path, path);
+            goto fail;
+        }
         if (fd < 0) {
             err = error_set_field(reterr, ERR_UNAVAILABLE, "store.url", "store: %s: %s", path, strerror(errno));
             goto fail;
@@ -502,6 +528,24 @@ enum err store_migrate(struct store *s, const struct store_migration *m, size_t 
         err = store_migrate_one(s, &m[i], sb_str(&sum), reterr);
     }
     sb_free(&sum);
+    if (!err)
+        store_mark_made(s);
+    return err;
+}
+
+enum err store_check(struct store *s, struct error *reterr)
+{
+    struct store_stmt *st = NULL;
+    bool row = false;
+    enum err err = store_query(s, &st, reterr, "PRAGMA quick_check(1)", "");
+    if (!err)
+        err = store_step(st, &row, reterr);
+    if (!err && (!row || !str_eq(store_col_str(st, 0), S("ok"))))
+        err = error_set(reterr, ERR_UNAVAILABLE, "store: the file has lost its integrity: %.*s; restore a backup",
+                        STR(str_sub(store_col_str(st, 0), 0, 200)));
+    store_done(&st);
+    if (err) /* what may be saved is not written to when it is closed */
+        (void)sqlite3_db_config(s->db, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1, NULL);
     return err;
 }
 

@@ -14,7 +14,8 @@
 struct store;
 struct store_stmt;
 
-/* url: sqlite:///abs/path. Takes an exclusive lock file beside it when writing: a second writing process is ERR_CONFLICT. */
+/* url: sqlite:///abs/path. Takes an exclusive lock file beside it when writing: a second writing process is ERR_CONFLICT. A file that
+ * was migrated once is not made anew when it is missing: ERR_UNAVAILABLE. */
 enum err store_open(const char *url, bool read_only, struct store **ret, struct error *reterr) MUST_USE;
 void store_close(struct store **s);
 
@@ -25,6 +26,9 @@ struct store_migration {
     const char *sql;
 };
 enum err store_migrate(struct store *s, const struct store_migration *m, size_t n, struct error *reterr) MUST_USE;
+
+/* Reads the whole file and looks whether its structure is intact; ERR_UNAVAILABLE when it is not. */
+enum err store_check(struct store *s, struct error *reterr) MUST_USE;
 
 enum err store_begin(struct store *s, struct error *reterr) MUST_USE; /* BEGIN IMMEDIATE */
 enum err store_commit(struct store *s, struct error *reterr) MUST_USE;
