@@ -72,6 +72,7 @@ struct projector {
     struct cache_sync *redis;
     struct map *map;
     struct projection_root root;
+    int64_t newest_ms;         /* the newest time that was ever seen here; 0: not looked up yet */
     struct strbuf root_text;   /* pg:root as written last; empty: nothing of ours is there */
     struct strbuf root_unsure; /* written by a transaction whose outcome is not known; else empty */
     bool in_sync, was_adopted;
@@ -279,6 +280,29 @@ static void bucket_add(struct projector *p, struct commands *c, unsigned n)
     commands_add_wrapped(c, p->keys, sb_str(&key), p->map->buckets[n].epoch, sb_str(&payload));
     sb_free(&payload);
     sb_free(&key);
+}
+
+/* The time for a root. Never before the newest that the store or this process has seen: a proxy judges its own clock by it, and a machine
+ * whose clock went back a year must not bring back what expired since (SECURITY 2.3). */
+static int64_t root_time(struct projector *p)
+{
+    int64_t now = clock_now_ms();
+    if (now > p->newest_ms)
+        p->newest_ms = now;
+    return p->newest_ms;
+}
+
+static enum err newest_read(struct projector *p, struct error *reterr)
+{
+    struct store_stmt *st = NULL;
+    bool row = false;
+    enum err e = store_query(p->store, &st, reterr, "SELECT CAST(value AS INTEGER) FROM meta WHERE key='clock_high_water'", "");
+    if (!e)
+        e = store_step(st, &row, reterr);
+    if (!e)
+        p->newest_ms = row ? store_col_int(st, 0) * 1000 : 1;
+    store_done(&st);
+    return e;
 }
 
 /* The root's value at epoch and time into ret. */
@@ -499,7 +523,7 @@ static enum err project_changes(struct projector *p, bool *ret_more, struct erro
     bool touched[PROJECTION_BUCKETS] = {0};
 
     *ret_more = false;
-    int64_t time_ms = clock_now_ms(); /* before the look: what was committed by then is in */
+    int64_t time_ms = root_time(p); /* before the look: what was committed by then is in */
     enum err e = store_begin(p->store, reterr);
     if (e)
         return e;
@@ -597,7 +621,7 @@ static enum err renew_root(struct projector *p, struct error *reterr)
 {
     struct strbuf root = {0};
     uint64_t max;
-    int64_t time_ms = clock_now_ms();
+    int64_t time_ms = root_time(p);
     /* A store that cannot be read must not look fresh: no renewal then. */
     enum err e = outbox_epoch(p->store, &max, reterr);
     if (e)
@@ -644,7 +668,7 @@ static enum err rebuild_values(struct projector *p, struct map *map, uint64_t *r
     bool row;
     size_t n = 0;
 
-    *ret_time_ms = clock_now_ms();
+    *ret_time_ms = root_time(p);
     enum err e = store_begin(p->store, reterr);
     if (e)
         return e;
@@ -1044,6 +1068,11 @@ static enum err round_run(struct projector *p, bool *ret_more, struct error *ret
     *ret_more = false;
     if (!p->store) {
         enum err e = store_open(p->cfg->store.url, true, &p->store, reterr);
+        if (e)
+            return e;
+    }
+    if (p->newest_ms == 0) {
+        enum err e = newest_read(p, reterr);
         if (e)
             return e;
     }

@@ -78,7 +78,6 @@ struct facts {
     uint64_t max_staleness_ms, grace_ms, hold_ms, silence_ms, poll_ms;
 
     bool have_root;
-    bool clock_behind; /* our wall clock is absurd: windows and expiries cannot be judged, so nothing is known */
     int64_t root_time_ms; /* newest authenticated time */
     uint64_t confirmed_ms; /* when the question was sent that last confirmed the root */
     struct projection_root root;
@@ -479,11 +478,17 @@ static bool entry_current(const struct facts *f, const struct entry *e)
     return e->known && e->bucket_epoch >= f->root.buckets[e->bucket] && e->reset == f->resets[e->bucket];
 }
 
+/* Our wall clock is absurd: windows and expiries cannot be judged, so nothing is known. Asked at every look: a second is long. */
+static bool clock_behind(const struct facts *f)
+{
+    return f->have_root && clock_now_ms() + CLOCK_BEHIND_MS < f->root_time_ms;
+}
+
 static enum err entry_answer(const struct facts *f, const struct entry *e, bool *ret_degraded)
 {
     uint64_t age = facts_staleness_ms(f);
 
-    if (!f->have_root || f->clock_behind || !entry_current(f, e))
+    if (!f->have_root || clock_behind(f) || !entry_current(f, e))
         return ERR_UNAVAILABLE;
     *ret_degraded = age > f->max_staleness_ms;
     if (!*ret_degraded)
@@ -934,8 +939,7 @@ static void clock_check(struct facts *f)
 {
     static unsigned long long last;
 
-    f->clock_behind = f->have_root && clock_now_ms() + CLOCK_BEHIND_MS < f->root_time_ms;
-    if (f->clock_behind)
+    if (clock_behind(f))
         log_limited(&last, 10000, LOG_LEVEL_ERROR, "the clock is %lld s behind the admin daemon's: nothing can be decided until it is right",
                     (long long)((f->root_time_ms - clock_now_ms()) / 1000));
 }
