@@ -906,6 +906,7 @@ static void http_metrics(struct http *h, struct edge_req *req)
         reload_counts(h->admin->reload, &reloads);
         reload_metrics(&reloads, &b);
     }
+    reload_certificate_metrics(h->tls, &b);
     metrics_write_process(&b);
     reply_plain(req, 200, "text/plain; version=0.0.4; charset=utf-8", sb_str(&b));
     sb_free(&b);

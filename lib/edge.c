@@ -387,9 +387,12 @@ static bool counts_per_address(const struct edge *e, const uint8_t addr[16])
 
 /* ---- TLS ------------------------------------------------------------------------------------------------------------------- */
 
+#define EXPIRY_WARN_S (30 * 86400) /* an operator hears of it so long before */
+
 struct edge_tls {
     unsigned refs;
     SSL_CTX *ctx;
+    int64_t not_after_s; /* of the certificate, or of one of its chain that ends sooner */
 };
 
 static enum err tls_error(struct error *reterr, const char *file, const char *what)
@@ -425,6 +428,38 @@ static enum err tls_readable(const char *path, struct error *reterr)
     return ERR_OK;
 }
 
+static int64_t asn1_seconds(const ASN1_TIME *t)
+{
+    struct tm tm;
+
+    return t && ASN1_TIME_to_tm(t, &tm) ? (int64_t)timegm(&tm) : 0;
+}
+
+/* The end of what is served. Says so when it is near, or over, or has not begun. */
+static int64_t tls_dates(SSL_CTX *ctx, const char *file)
+{
+    X509 *cert = SSL_CTX_get0_certificate(ctx);
+    STACK_OF(X509) *chain = NULL;
+    char date[CLOCK_RFC3339_MAX];
+    int64_t now = clock_now_s();
+
+    if (!cert)
+        return 0;
+    int64_t from = asn1_seconds(X509_get0_notBefore(cert)), to = asn1_seconds(X509_get0_notAfter(cert));
+    SSL_CTX_get0_chain_certs(ctx, &chain);
+    for (int i = 0; chain && i < sk_X509_num(chain); i++) {
+        int64_t t = asn1_seconds(X509_get0_notAfter(sk_X509_value(chain, i)));
+        to = t < to ? t : to;
+    }
+    if (to <= now)
+        log_error("%s: the certificate expired on %s; clients refuse it", file, clock_rfc3339(to, date));
+    else if (from > now)
+        log_error("%s: the certificate is not valid before %s; clients refuse it", file, clock_rfc3339(from, date));
+    else if (to - now < EXPIRY_WARN_S)
+        log_warn("%s: the certificate expires on %s", file, clock_rfc3339(to, date));
+    return to;
+}
+
 enum err edge_tls_load(const struct config_tls *c, struct edge_tls **ret, struct error *reterr)
 {
     if (tls_readable(c->cert, reterr) || tls_readable(c->key, reterr))
@@ -456,14 +491,17 @@ enum err edge_tls_load(const struct config_tls *c, struct edge_tls **ret, struct
         SSL_CTX_free(ctx);
         return e;
     }
-    X509 *cert = SSL_CTX_get0_certificate(ctx);
-    if (cert && (X509_cmp_current_time(X509_get0_notAfter(cert)) < 0 || X509_cmp_current_time(X509_get0_notBefore(cert)) > 0))
-        log_warn("%s: the certificate is not valid today", c->cert);
     struct edge_tls *t = NEW(struct edge_tls);
     t->refs = 1;
     t->ctx = ctx;
+    t->not_after_s = tls_dates(ctx, c->cert);
     *ret = t;
     return ERR_OK;
+}
+
+int64_t edge_tls_not_after(const struct edge_tls *t)
+{
+    return t->not_after_s;
 }
 
 struct edge_tls *edge_tls_ref(struct edge_tls *t)

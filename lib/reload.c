@@ -11,7 +11,8 @@
 #include "pullgate/metrics.h"
 #include "pullgate/notify.h"
 
-#define FILES_LOOK_MS 10000 /* how late a renewed certificate is seen without a signal */
+#define FILES_LOOK_MS 10000   /* how late a renewed certificate is seen without a signal */
+#define REMIND_MS (86400000u) /* how often an operator is told of a certificate that comes to its end */
 
 struct file_mark { /* of one file, as it was read */
     dev_t dev;
@@ -31,6 +32,7 @@ struct reload {
     struct watch *hangup;
     struct timer *look;
     struct pair_mark loaded, refused; /* refused: complained about already */
+    uint64_t remind_at_ms;
     struct reload_counts counts;
 };
 
@@ -137,8 +139,16 @@ static void on_look(void *ctx)
     struct error error = {0};
 
     timer_set(r->look, FILES_LOOK_MS);
-    if (t->cert[0] == '\0' || same(&mark, &r->loaded))
+    if (t->cert[0] == '\0')
         return;
+    if (same(&mark, &r->loaded)) {
+        if (clock_mono_ms() < r->remind_at_ms)
+            return;
+        r->remind_at_ms = clock_mono_ms() + REMIND_MS;
+        if (edge_tls_load(t, &tls, NULL) == ERR_OK) /* it has its say about the dates */
+            edge_tls_unref(&tls);
+        return;
+    }
     if (edge_tls_load(t, &tls, &error) != ERR_OK) {
         /* A pair half renewed looks like this too: it is tried again every time, and told once. */
         if (!same(&mark, &r->refused))
@@ -162,6 +172,7 @@ struct reload *reload_new(struct loop *l, const char *path, struct config *cfg, 
     r->cfg = config_ref(cfg);
     r->h = *h;
     r->loaded = pair_mark(h->tls(cfg));
+    r->remind_at_ms = clock_mono_ms() + REMIND_MS;
     r->counts.last_done_s = clock_now_s();
     r->hangup = watch_signal(l, SIGHUP, on_hangup, r);
     r->look = timer_new(l, on_look, r);
@@ -201,4 +212,15 @@ void reload_metrics(const struct reload_counts *c, struct strbuf *ret)
     metrics_write_line(ret, when, NULL, none, NULL, none, (uint64_t)c->last_done_s);
     metrics_write_head(ret, good, "0 when the last reload failed and the one before stays in force.", METRICS_GAUGE);
     metrics_write_line(ret, good, NULL, none, NULL, none, !c->last_failed);
+}
+
+void reload_certificate_metrics(const struct edge_tls *tls, struct strbuf *ret)
+{
+    static const char name[] = "pullgate_tls_cert_not_after_seconds";
+    static const struct str none;
+
+    if (tls == NULL)
+        return;
+    metrics_write_head(ret, name, "When the certificate that clients are shown expires, Unix time.", METRICS_GAUGE);
+    metrics_write_line(ret, name, NULL, none, NULL, none, (uint64_t)edge_tls_not_after(tls));
 }

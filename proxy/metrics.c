@@ -388,6 +388,7 @@ void proxy_metrics_text(struct proxy *p, const struct reload_counts *reloads, st
     metrics_write(p->metrics->registry, ret);
     write_upstreams(p->metrics, ret);
     reload_metrics(reloads, ret);
+    reload_certificate_metrics(p->tls, ret);
     metrics_write_process(ret);
 }
 

@@ -34,6 +34,7 @@ enum err edge_listen(const char *address, int *ret_fd, char ret_bound[128], stru
 /* TLS for clients: 1.2+, ECDHE AEAD, ALPN http/1.1, no renegotiation, pair checked. Immutable, refcounted, shared by workers. */
 struct edge_tls;
 enum err edge_tls_load(const struct config_tls *c, struct edge_tls **ret, struct error *reterr) MUST_USE;
+int64_t edge_tls_not_after(const struct edge_tls *t); /* Unix seconds; logged by the load when less than 30 days are left */
 struct edge_tls *edge_tls_ref(struct edge_tls *t);
 void edge_tls_unref(struct edge_tls **t);
 

@@ -33,5 +33,7 @@ void reload_now(struct reload *r); /* SIGHUP does it */
 void reload_counts(const struct reload *r, struct reload_counts *ret);
 /* The counts as metrics, appended. */
 void reload_metrics(const struct reload_counts *c, struct strbuf *ret);
+/* When the certificate in force ends; nothing without TLS. */
+void reload_certificate_metrics(const struct edge_tls *tls, struct strbuf *ret);
 
 #endif

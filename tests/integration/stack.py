@@ -290,6 +290,7 @@ class Stack:
             "log": {"level": "info"},
         }
         self.env = env or {}
+        self.wrap = []  # a program, with its arguments, that starts the daemons: prlimit, faketime
         self.n_proxies = n_proxies
         self.admin = None
         self.proxies = []
@@ -310,7 +311,7 @@ class Stack:
 
     def start_admin(self):
         (self.dir / "admin.port").unlink(missing_ok=True)
-        self.admin = Proc("admin", [BIN / "pullgate-admin", "--config", self.write_config()], self.dir, self.env)
+        self.admin = Proc("admin", [*self.wrap, BIN / "pullgate-admin", "--config", self.write_config()], self.dir, self.env)
         wait_for("pullgate-admin", lambda: self._up(self.admin, "admin.port"))
         address = (self.dir / "admin.port").read_text().split()[0]
         scheme = "https" if self.config["admin"].get("tls") else "http"
@@ -320,7 +321,7 @@ class Stack:
 
     def start_proxy(self, i=0):
         (self.dir / f"proxy{i}.port").unlink(missing_ok=True)
-        proc = Proc(f"proxy{i}", [BIN / "pullgate-proxy", "--config", self.write_config(i)], self.dir, self.env)
+        proc = Proc(f"proxy{i}", [*self.wrap, BIN / "pullgate-proxy", "--config", self.write_config(i)], self.dir, self.env)
         wait_for("pullgate-proxy", lambda: self._up(proc, f"proxy{i}.port"))
         proc.address = (self.dir / f"proxy{i}.port").read_text().split()[0]
         proc.scheme = "https" if self.config["proxy"].get("tls") else "http"
@@ -416,11 +417,11 @@ def make_ca(directory):
     d.mkdir(exist_ok=True)
     run = lambda *a: subprocess.run(["openssl", *a], check=True, capture_output=True, cwd=d)
     if not (d / "server.pem").exists():
-        run("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", "ca.key", "-out", "ca.pem", "-days", "30",
+        run("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", "ca.key", "-out", "ca.pem", "-days", "90",
             "-subj", "/CN=Pullgate test CA")
         run("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", "server.key", "-out", "server.csr", "-subj",
             "/CN=pullgate.test")
         (d / "ext").write_text("subjectAltName=DNS:localhost,DNS:pullgate.test,IP:127.0.0.1\n")
-        run("x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-out", "server.pem", "-days", "30",
+        run("x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-out", "server.pem", "-days", "90",
             "-extfile", "ext")
     return {"ca": d / "ca.pem", "cert": d / "server.pem", "key": d / "server.key"}

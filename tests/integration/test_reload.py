@@ -22,7 +22,7 @@ def pair(directory, ca, name):
     """A further certificate of the CA; its serial number tells which one a server shows."""
     run = lambda *a: subprocess.run(["openssl", *a], check=True, capture_output=True, cwd=directory)
     run("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}.test")
-    run("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-out", f"{name}.pem", "-days", "30", "-extfile", "ext")
+    run("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-out", f"{name}.pem", "-days", "90", "-extfile", "ext")
     return directory / f"{name}.pem", directory / f"{name}.key"
 
 
