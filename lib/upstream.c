@@ -73,6 +73,7 @@ struct upstream {
     size_t n_tokens;
     uint64_t token_serial;
     unsigned failures; /* consecutive */
+    uint64_t failed_path; /* hash; of the last one that was answered */
     uint64_t open_until_ms;
     struct upstream_op *probe; /* the one that may try while the breaker is half open */
 };
@@ -472,8 +473,14 @@ static void breaker_ok(struct upstream *u)
     u->failures = 0;
 }
 
-static void breaker_fail(struct upstream *u, const char *detail)
+/* answered: the upstream is there and said something useless. One thing that it cannot give, asked for over and over, says nothing of the
+ * rest of it: that counts once, or one customer's broken tag would stop the pulls of all. */
+static void breaker_fail(struct upstream *u, const char *path, bool answered, const char *detail)
 {
+    uint64_t what = answered ? str_hash(str_c(path)) : 0;
+    if (answered && what == u->failed_path && u->failures && u->failures < u->lim.breaker_failures)
+        return;
+    u->failed_path = what;
     if (++u->failures < u->lim.breaker_failures)
         return;
     u->open_until_ms = loop_now_ms(u->loop) + u->lim.breaker_ms;
@@ -1125,6 +1132,12 @@ static enum fetch_next op_refuse(struct upstream_op *op, enum err err, const cha
     return op_discard(op, ACT_FAIL);
 }
 
+/* What is larger than its limit stays so. Of a manifest that is an answer, and its reader is told. */
+static enum fetch_next op_refuse_length(struct upstream_op *op)
+{
+    return op_refuse(op, op->kind == OP_MANIFEST ? ERR_TOO_LARGE : ERR_UPSTREAM, "sends more than is allowed");
+}
+
 static void head_fields(struct upstream_op *op, const struct fetch_head *h)
 {
     for (size_t i = 0; i < h->n_fields; i++) {
@@ -1251,7 +1264,7 @@ static enum fetch_next on_head(void *ctx, const struct fetch_head *h)
         return op_refuse(op, ERR_UPSTREAM, "answers with an unexpected status");
     op->act = ACT_DELIVER;
     if (!op->head && op->length > (int64_t)op->body_max && op->kind != OP_PING)
-        return op_refuse(op, ERR_UPSTREAM, "sends more than is allowed");
+        return op_refuse_length(op);
     op->discard = op->kind == OP_PING;
     return FETCH_MORE;
 }
@@ -1265,7 +1278,7 @@ static enum fetch_next on_body(void *ctx, const void *data, size_t n)
     }
     if (op->kind != OP_BLOB) {
         if (n > op->body_max - op->body.n)
-            return op_refuse(op, ERR_UPSTREAM, "sends more than is allowed"), FETCH_STOP;
+            return op_refuse_length(op), FETCH_STOP;
         sb_add(&op->body, (struct str){data, n});
         return FETCH_MORE;
     }
@@ -1565,7 +1578,7 @@ static void on_done(void *ctx, enum err err, const char *text, bool got_bytes)
             count_up(&u->lim.counters->answers[0]);
         snprintf(why, sizeof why, "%s %.64s: %.200s", foreign ? "redirect target of" : "upstream", u->host, text);
         if (!foreign)
-            breaker_fail(u, why);
+            breaker_fail(u, op->path, got_bytes, why);
         /* Nobody waits for one that is slow three times over, and a refused address stays refused. */
         if (!got_bytes && err != ERR_TIMEOUT && err != ERR_INTERNAL && !(foreign && err == ERR_UPSTREAM))
             op_retry(op, err, why);
@@ -1575,7 +1588,9 @@ static void on_done(void *ctx, enum err err, const char *text, bool got_bytes)
     case ACT_DELIVER:
         if (err) {
             snprintf(why, sizeof why, "%s %.64s, in the body: %.200s", foreign ? "redirect target of" : "upstream", u->host, text);
-            op_fail(op, err == ERR_TOO_LARGE || err == ERR_CANCELED || err == ERR_UNAVAILABLE ? ERR_UPSTREAM : err, "%s", why);
+            if (err == ERR_CANCELED || err == ERR_UNAVAILABLE || (err == ERR_TOO_LARGE && op->kind != OP_MANIFEST))
+                err = ERR_UPSTREAM;
+            op_fail(op, err, "%s", why);
         } else {
             deliver(op);
         }
@@ -1583,7 +1598,7 @@ static void on_done(void *ctx, enum err err, const char *text, bool got_bytes)
     case ACT_RETRY:
         snprintf(why, sizeof why, "%s %.64s answers %d", foreign ? "redirect target of" : "upstream", u->host, op->status);
         if (!foreign)
-            breaker_fail(u, why);
+            breaker_fail(u, op->path, true, why);
         op_retry(op, ERR_UPSTREAM, why);
         return;
     case ACT_CHALLENGED:

@@ -343,6 +343,8 @@ static struct str type_of(const struct upstream_manifest *m)
 /* A document that is not served, now or later, is an answer; a failing upstream is none. */
 static enum err answer_of(enum err err, const struct upstream_manifest *m)
 {
+    if (err == ERR_TOO_LARGE)
+        return ERR_INVALID;
     return err == ERR_UPSTREAM && m && m->media_type == MEDIA_SCHEMA1 ? ERR_INVALID : err;
 }
 

@@ -69,7 +69,7 @@ struct upstream_manifest {
 };
 typedef void upstream_manifest_cb(void *ctx, enum err err, const struct upstream_manifest *m, const char *detail, unsigned retry_after_s);
 /* reference: a tag or a digest's text. head: HEAD; an upstream whose HEAD has no digest is asked with GET instead, transparently.
- * Verified: by digest, bytes must hash to it, else ERR_UPSTREAM. Schema 1 answers are ERR_UPSTREAM, and then m is set, with
+ * Verified: by digest, bytes must hash to it, else ERR_UPSTREAM. More bytes than a manifest may have: ERR_TOO_LARGE. Schema 1 answers are ERR_UPSTREAM, and then m is set, with
  * media_type MEDIA_SCHEMA1 and without bytes; with every other error m is NULL. */
 struct upstream_op *upstream_manifest(struct upstream *u, struct str repository, struct str reference, bool head, upstream_manifest_cb *cb, void *ctx);
 

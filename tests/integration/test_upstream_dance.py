@@ -645,7 +645,8 @@ def test_breaker(server):
     up = threading.Event()
     s = server(lambda req: basic_registry(req) if up.is_set() else (500, {}, b""))
     limits = {"breaker_failures": 3, "breaker_ms": 300, "retries": 0}
-    out = drive(s.url, *["manifest acme/api 1.0"] * 6, "sleep 400", *["manifest acme/api 1.0"] * 2, limits=limits)
+    some = [f"manifest acme/api 1.{i}" for i in range(6)]
+    out = drive(s.url, *some, "sleep 400", *some[:2], limits=limits)
     assert [x["err"] for x in out] == ["UPSTREAM"] * 3 + ["UNAVAILABLE"] * 3 + ["UPSTREAM", "UNAVAILABLE"]
     assert [x["healthy"] for x in out[:3]] == [True, True, False]
     assert len(s.seen) == 4, "three, then one probe"
@@ -653,9 +654,15 @@ def test_breaker(server):
 
     s.seen.clear()
     threading.Timer(0.35, up.set).start()
-    out = drive(s.url, *["manifest acme/api 1.0"] * 3, "sleep 700", "20*manifest acme/api 1.0", "20*manifest acme/api 1.0", limits=limits)
+    out = drive(s.url, *some[:3], "sleep 700", "20*manifest acme/api 1.0", "20*manifest acme/api 1.0", limits=limits)
     assert out[-1]["healthy"] and [x["err"] for x in out[-20:]] == ["OK"] * 20
     assert [x["err"] for x in out[3:23]].count("OK") == 1, "one probe at a time while it is half open"
+
+
+def test_one_broken_thing_does_not_open_the_breaker(server):
+    s = server(lambda req: (500, {}, b"") if req.path.endswith("/broken") else basic_registry(req))
+    out = drive(s.url, *["manifest acme/api broken"] * 8, "manifest acme/api 1.0", limits={"breaker_failures": 3, "retries": 0})
+    assert [x["err"] for x in out] == ["UPSTREAM"] * 8 + ["OK"] and all(x["healthy"] for x in out)
 
 
 def test_errors_of_the_customers_kind_do_not_open_the_breaker(server):
@@ -684,9 +691,9 @@ def test_wrong_digests(server):
         ("manifest acme/api 1.0", (200, {"Content-Type": OCI, "Content-Length": None, "Transfer-Encoding": "chunked"},
                                    b"500000\r\n" + b"x" * 0x500000 + b"\r\n0\r\n\r\n")),
     ]
-    for op, answer in cases:
+    for n, (op, answer) in enumerate(cases):
         a, = drive(server(lambda req, answer=answer: answer).url, op)
-        assert a["err"] == "UPSTREAM" and "bytes" not in a, (op, answer[1])
+        assert a["err"] == ("UPSTREAM" if n < len(cases) - 2 else "TOO_LARGE") and "bytes" not in a, (op, answer[1])
 
 
 def test_head(server):
