@@ -316,8 +316,8 @@ enum next exchange_hold_or_fail(struct exchange *ex, enum err err, unsigned retr
     static unsigned long long last_log;
     uint64_t now = loop_now_ms(ex->w->loop);
 
-    if (ex->hold_until_ms == 0)
-        ex->hold_until_ms = now + ex->w->cfg->cache.hold_on_unknown_ms;
+    if (ex->hold_until_ms == 0) /* from its arrival: what took longer than that to fail is not begun again */
+        ex->hold_until_ms = ex->start_us / 1000 + ex->w->cfg->cache.hold_on_unknown_ms;
     log_limited(&last_log, 1000, LOG_LEVEL_WARN, "request %s cannot be decided yet: %s%s%s", ex->id, err_text(err), detail != NULL ? ": " : "",
                 detail != NULL ? detail : "");
     if (now + HOLD_RETRY_MS < ex->hold_until_ms) {
