@@ -2,6 +2,8 @@
 #include "worker.h"
 
 #include <signal.h>
+#include <stdio.h>
+#include <sys/prctl.h>
 
 #include "pullgate/log.h"
 #include "pullgate/mem.h"
@@ -74,7 +76,10 @@ static void *worker_main(void *arg)
 {
     struct worker *w = arg;
     sigset_t all;
+    char name[16];
 
+    snprintf(name, sizeof name, "worker-%u", w->id);
+    prctl(PR_SET_NAME, name); /* for top -H */
     sigfillset(&all);
     sandbox_unblock(&all);
     pthread_sigmask(SIG_BLOCK, &all, NULL); /* signals belong to the main thread */
