@@ -37,7 +37,7 @@ static void expand(struct str s, struct doc *docs, size_t n, struct strbuf *ret)
             sb_addc(ret, digest_text(&docs[s.p[i + 1] - '0'].digest, text));
             i++;
         } else if (s.p[i] == '*' && i + 2 < s.n && s.p[i + 2] == '[') { /* "*k[…]": 2^(k-'0') times */
-            const char *end = memchr(s.p + i, ']', s.n - i);
+            const char *end = memchr(s.p + i + 3, ']', s.n - i - 3);
             unsigned times = 1u << ((unsigned)(s.p[i + 1] - '0') % 16);
             size_t len = end ? (size_t)(end - (s.p + i + 3)) : 0;
             if (!end || len == 0) {
