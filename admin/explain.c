@@ -266,7 +266,7 @@ static bool decide_pinned(struct explain *x, struct decision_query *q, struct ca
 /* A refusal that rests on content which the admin has not seen may be an allow once the gate looked. */
 static bool may_be_allowed_by_digest(const struct explain *x)
 {
-    if (x->is_known || !x->repository_doc || !decision_any_in_force(x->ent, sb_str(&x->repository), x->at_s))
+    if (x->is_known || !x->repository_doc || !decision_any_usable(x->ent, sb_str(&x->repository), x->at_s))
         return false;
     if (x->is_digest)
         return true;

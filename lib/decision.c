@@ -326,13 +326,13 @@ void decision_of_license(const struct entitlement *ent, const struct license *l,
     license_decide(l, q, ret);
 }
 
-bool decision_any_in_force(const struct entitlement *ent, struct str repository, int64_t now_s)
+bool decision_any_usable(const struct entitlement *ent, struct str repository, int64_t now_s)
 {
     if (!ent || ent->customer_disabled)
         return false;
     for (size_t i = 0; i < ent->n_licenses; i++) {
         const struct license *l = &ent->licenses[i];
-        if (names_contain(l->repositories, l->n_repositories, repository) && license_in_force(license_effective(&l->terms, now_s)))
+        if (names_contain(l->repositories, l->n_repositories, repository) && license_usable(l, now_s))
             return true;
     }
     return false;

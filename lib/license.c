@@ -70,6 +70,12 @@ bool license_in_force(enum license_effective e)
     return e == LICENSE_EFF_ACTIVE || e == LICENSE_EFF_EXPIRING || e == LICENSE_EFF_GRACE;
 }
 
+bool license_usable(const struct license *l, int64_t now_s)
+{
+    enum license_effective e = license_effective(&l->terms, now_s);
+    return license_in_force(e) || (e == LICENSE_EFF_EXPIRED && l->on_expiry == LICENSE_ON_EXPIRY_KEEP_RELEASED);
+}
+
 static void sooner(int64_t *at, int64_t t, int64_t now_s)
 {
     if (t > now_s && t < *at)

@@ -97,7 +97,7 @@ static void page_print(const struct discovery *d, const struct str *items, size_
     }
 }
 
-/* A repository without any license in force: the license's reason, or no_license. True: answered. */
+/* A repository without any license that may allow something: the license's reason, or no_license. True: answered. */
 static bool denied_whole(struct exchange *ex)
 {
     struct decision_query q = {
@@ -108,7 +108,7 @@ static bool denied_whole(struct exchange *ex)
     };
     const struct entitlement *ent = ex->customer->entitlement;
 
-    if (ex->repository != NULL && decision_any_in_force(ent, ex->oci.repository, q.now_s))
+    if (ex->repository != NULL && decision_any_usable(ent, ex->oci.repository, q.now_s))
         return false;
     memset(&ex->answer.decision, 0, sizeof ex->answer.decision);
     decision_make(ent, &q, &ex->answer.decision);
@@ -197,7 +197,7 @@ static void catalog_names(struct exchange *ex, struct discovery *d)
 
     for (size_t i = 0; i < ent->n_licenses; i++) {
         const struct license *l = &ent->licenses[i];
-        if ((only.n > 0 && !str_eq(only, l->id)) || !decision_any_in_force(ent, l->n_repositories > 0 ? l->repositories[0] : S(""), now))
+        if ((only.n > 0 && !str_eq(only, l->id)) || !decision_any_usable(ent, l->n_repositories > 0 ? l->repositories[0] : S(""), now))
             continue;
         for (size_t k = 0; k < l->n_repositories && d->n_names < CATALOG_MAX_REPOSITORIES; k++) {
             if (d->n_names == cap)

@@ -53,12 +53,6 @@ static bool grant_counts(const struct grant *g, const struct asker *a)
     return g->n_repositories == 0;
 }
 
-static bool license_usable(const struct license *l, int64_t now_s)
-{
-    enum license_effective e = license_effective(&l->terms, now_s);
-    return license_in_force(e) || (e == LICENSE_EFF_EXPIRED && l->on_expiry == LICENSE_ON_EXPIRY_KEEP_RELEASED);
-}
-
 bool rights_possible(const struct asker *a)
 {
     const struct entitlement *ent = a->customer->entitlement;

@@ -74,8 +74,9 @@ void decision_make(const struct entitlement *ent, const struct decision_query *q
 /* Per license, for explain: verdict and reason of this license alone. */
 void decision_of_license(const struct entitlement *ent, const struct license *l, const struct decision_query *q, struct decision *ret);
 
-/* Is any license for this repository in force? (DESIGN: then digests outside answer 404, else 403.) */
-bool decision_any_in_force(const struct entitlement *ent, struct str repository, int64_t now_s);
+/* Is there a license for this repository under which anything may be pulled: in force, or expired with what was released before kept?
+ * Where there is none, lists are refused with the license's reason; where there is one, they show what it allows. */
+bool decision_any_usable(const struct entitlement *ent, struct str repository, int64_t now_s);
 
 /* The sentence for a person: names the license, the cause, the date and what to do; without the "[ref …]".
  * `reference` is what the client sent (already grammar-checked). One line, no control bytes, at most 600 bytes. */

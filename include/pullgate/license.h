@@ -110,6 +110,8 @@ struct license {
     struct grant *grants;
     size_t n_grants;
 };
+/* May anything be pulled under it by its status: in force, or expired with what was released before kept. */
+bool license_usable(const struct license *l, int64_t now_s);
 
 struct entitlement {
     unsigned refs;

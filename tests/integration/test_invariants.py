@@ -383,6 +383,21 @@ def test_i17_closed_world(w):
     wait_for("the projector to repair it", lambda: w.s.redis.cmd("EXISTS", key) == 1)
 
 
+def test_kept_versions_are_listed_as_well(w):
+    """A license that has expired and keeps what was released before: what may be pulled is in tags/list and _catalog, and has its referrers."""
+    for v, day in (("1.0.0", "2020-01-01"), ("1.1.0", "2024-01-01")):
+        w.s.api("PUT", f"/applications/{w.app['id']}/versions/{v}", {"released_at": day}, expect=200)
+    auth, _, _ = w.customer_with("kept", [{"selector": "range", "value": "^1"}], expires_at="2022-01-01", on_expiry="keep_released")
+    w.s.wait_status("/v2/shop/api/manifests/1.0.0", auth, 200)
+    assert w.s.get("/v2/shop/api/manifests/1.1.0", auth).status_code == 403
+    tags = w.s.get("/v2/shop/api/tags/list", auth)
+    assert tags.status_code == 200, tags.text
+    assert "1.0.0" in tags.json()["tags"] and "1.1.0" not in tags.json()["tags"]
+    assert w.s.get("/v2/_catalog", auth).json()["repositories"] == ["shop/api"]
+    refs = w.s.get(f"/v2/shop/api/referrers/{w.images['1.0.0']['digest']}", auth)
+    assert refs.status_code == 200 and w.sbom in [m["digest"] for m in refs.json()["manifests"]]
+
+
 def test_i18_byte_identity(w):
     for (repo, d), (data, mt) in list(w.up.manifests.items()):
         if repo == "acme/api" and ("manifests", d) in granted(w, ["1.0.0", "1.1.0"]):

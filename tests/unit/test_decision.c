@@ -482,13 +482,14 @@ static void valid_until(void **state)
     }
 }
 
-static void any_in_force(void **state)
+static void any_usable(void **state)
 {
     static const struct row one[] = {
         {"active", {{ACT}}, {{0}}, .winner = 1},
         {"second", {{LICENSE_REVOKED}, {ACT, .expires = NOW, .grace = 1}}, {{0}}, .winner = 1},
         {"expired", {{ACT, .expires = NOW}}, {{0}}, .winner = 0},
-        {"kept is not in force", {{ACT, .expires = NOW, .on_expiry = LICENSE_ON_EXPIRY_KEEP_RELEASED}}, {{0}}, .winner = 0},
+        {"kept", {{ACT, .expires = NOW, .on_expiry = LICENSE_ON_EXPIRY_KEEP_RELEASED}}, {{0}}, .winner = 1},
+        {"kept and suspended", {{LICENSE_SUSPENDED, .expires = NOW, .on_expiry = LICENSE_ON_EXPIRY_KEEP_RELEASED}}, {{0}}, .winner = 0},
         {"elsewhere", {{ACT, .repository = "shop/web"}}, {{0}}, .winner = 0},
         {"none", {{0}}, {{0}}, .winner = 0},
     };
@@ -496,13 +497,13 @@ static void any_in_force(void **state)
     (void)state;
     for (size_t i = 0; i < COUNT(one); i++) {
         world_make(&one[i], &w);
-        if (decision_any_in_force(&w.ent, S(R), NOW) != (one[i].winner == 1))
+        if (decision_any_usable(&w.ent, S(R), NOW) != (one[i].winner == 1))
             fail_msg("%s", one[i].name);
         w.ent.customer_disabled = true;
-        assert_false(decision_any_in_force(&w.ent, S(R), NOW));
+        assert_false(decision_any_usable(&w.ent, S(R), NOW));
         world_free(&w);
     }
-    assert_false(decision_any_in_force(NULL, S(R), NOW));
+    assert_false(decision_any_usable(NULL, S(R), NOW));
 }
 
 static void of_one_license(void **state)
@@ -749,7 +750,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_policy),           cmocka_unit_test(decisions_hold_until_told), cmocka_unit_test(valid_until),
-        cmocka_unit_test(any_in_force),         cmocka_unit_test(of_one_license),            cmocka_unit_test(messages),
+        cmocka_unit_test(any_usable),         cmocka_unit_test(of_one_license),            cmocka_unit_test(messages),
         cmocka_unit_test(messages_are_bounded), cmocka_unit_test(messages_stay_utf8),        cmocka_unit_test(messages_of_odd_licenses),
         cmocka_unit_test(reasons_have_texts),
     };
