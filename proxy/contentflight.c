@@ -314,6 +314,17 @@ static struct blob_bytes *manifest_accept(struct repo *r, const struct digest *d
     return b;
 }
 
+/* Nothing but a grant by digest leads there: whether this repository has it, only its upstream can say. The bytes in memory may be
+ * of another repository. */
+static bool only_granted(struct repo *r, uint32_t node)
+{
+    uint32_t root = closureindex_root_at(r->index, node);
+    if (root == CI_NONE || closureindex_state(r->index, node) == CI_LOADED)
+        return false;
+    const struct ci_root *cr = closureindex_root(r->index, root);
+    return cr->n_subjects == 0 && cr->n_tags == 1 && r->tags[cr->tags[0]]->name.n == 0;
+}
+
 struct blob_bytes *repo_manifest_held(struct repo *r, const struct digest *d, enum err *ret_err)
 {
     struct blob_bytes *b = manifestcache_get(repos_manifests(r->repos), d);
@@ -322,6 +333,8 @@ struct blob_bytes *repo_manifest_held(struct repo *r, const struct digest *d, en
     if (!b)
         return NULL;
     node = closureindex_find(r->index, NODE_MANIFEST, d);
+    if (node != CI_NONE && only_granted(r, node))
+        return NULL;
     if (node != CI_NONE && (closureindex_state(r->index, node) != CI_LOADED || needs_proof(r, node))) {
         enum media_type mt;
         struct error why;

@@ -140,6 +140,21 @@ def test_i04_path_independence(w):
     assert w.get(f"/v2/other/app/blobs/{shared}").status_code == 403
 
 
+def test_i04_what_is_granted_by_digest_is_where_it_is(w):
+    """The granted digest is in one repository of the application; the other has a layer of it. Whatever was pulled before, the digest
+    leads nowhere in the other."""
+    image = w.up.push_image("acme/second", "1.0.0", [w.base_layer, b"only in the second"])
+    app = w.s.add_application("pair", [("pair/first", "acme/api", "image"), ("pair/second", "acme/second", "image")], w.upstream["id"])
+    auth, _, _ = w.customer_with("pair", [{"selector": "digest", "value": image["digest"]}], app=app)
+    base = image["layers"][0]
+    w.s.wait_status(f"/v2/pair/second/manifests/{image['digest']}", auth, 200)
+    for _ in range(8):  # every worker has the manifest in memory
+        for path in (f"manifests/{image['digest']}", f"blobs/{base}"):
+            assert w.s.get(f"/v2/pair/second/{path}", auth).status_code == 200
+            assert w.s.get(f"/v2/pair/first/{path}", auth).status_code == 404, path
+    assert w.get(f"/v2/shop/api/blobs/{base}").status_code == 200, "it is in there"
+
+
 def test_i05_kind(w):
     for kind, d in sorted(granted(w, ["1.0.0", "1.1.0"])):
         other = "blobs" if kind == "manifests" else "manifests"
