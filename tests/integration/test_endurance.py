@@ -11,7 +11,9 @@ from stack import SANITIZED
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "endurance"))
 
 from endure import size  # noqa: E402
+import decisions  # noqa: E402
 import drains  # noqa: E402
+import kills  # noqa: E402
 import mixed  # noqa: E402
 import reloads  # noqa: E402
 import revocations  # noqa: E402
@@ -40,3 +42,14 @@ def test_drains_under_load_break_no_pull():
 def test_revocations_are_seen_by_every_proxy():
     n = small("revocations", 40, 10)
     assert revocations.run(n)["seen_by_both"] == n
+
+
+def test_decisions_of_the_proxies_are_those_of_the_rules():
+    figures = decisions.run(library=0, http=small("http_decisions", 12_000, 3_000))["by_proxies"]
+    assert figures["allowed"] > 100 and figures["denied"] > 100 and figures["edits"] > 10
+
+
+def test_killed_while_it_writes():
+    n = small("kills", 25, 5)
+    figures = kills.run(n)
+    assert figures["kills"] == n and figures["acknowledged_writes"] > n

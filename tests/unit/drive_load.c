@@ -160,6 +160,8 @@ static char *cut(char **line)
 
 static void statuses_read(struct request *r, char *text)
 {
+    if (!*text)
+        return; /* any will do */
     for (char *one; (one = strsep(&text, ",")) != NULL && r->n_statuses < STATUSES_MAX;)
         r->statuses[r->n_statuses++] = (int)strtol(one, NULL, 10);
 }
