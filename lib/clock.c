@@ -10,6 +10,24 @@
 
 #include "pullgate/mem.h"
 
+static _Thread_local struct {
+    bool is_held;
+    int64_t now_ms;   /* 0: not asked since */
+    uint64_t mono_ms; /* the same */
+} held;
+
+void clock_hold(void)
+{
+    held.is_held = true;
+    held.now_ms = 0;
+    held.mono_ms = 0;
+}
+
+void clock_release(void)
+{
+    held.is_held = false;
+}
+
 int64_t clock_now_s(void)
 {
     return clock_now_ms() / 1000;
@@ -18,13 +36,18 @@ int64_t clock_now_s(void)
 int64_t clock_now_ms(void)
 {
     struct timespec ts;
+
+    if (held.is_held && held.now_ms != 0)
+        return held.now_ms;
     clock_gettime(CLOCK_REALTIME, &ts);
-    return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+    return held.now_ms = (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
 }
 
 uint64_t clock_mono_ms(void)
 {
-    return clock_mono_us() / 1000;
+    if (held.is_held && held.mono_ms != 0)
+        return held.mono_ms;
+    return held.mono_ms = clock_mono_us() / 1000;
 }
 
 uint64_t clock_mono_us(void)

@@ -1469,8 +1469,6 @@ static bool head_advance(struct conn *c)
     if (c->state == IDLE) {
         set_idle(c, false);
         c->state = HEAD;
-        if (c->requests) /* the first head's time runs from the accept */
-            c->deadline_ms = loop_now_ms(e->loop) + e->cfg->limits.head_deadline_ms;
     }
     if (!c->is_tls && r->searched == 0 && r->in.p[0] == 0x16) {
         refuse_tls_on_plain(c);
@@ -1480,6 +1478,8 @@ static bool head_advance(struct conn *c)
     if (end == 0) {
         size_t window = n < e->head_limits.head_bytes + 1 ? n : e->head_limits.head_bytes + 1;
         int status = head_check_partial((struct str){r->in.p, window}, r->searched < window ? r->searched : 0, &e->head_limits, &why);
+        if (r->searched == 0 && c->requests) /* the first head's time runs from the accept */
+            c->deadline_ms = loop_now_ms(e->loop) + e->cfg->limits.head_deadline_ms;
         r->searched = n;
         if (status)
             conn_refuse(c, status, why);

@@ -348,10 +348,16 @@ struct str head_get(const struct head *h, const char *name, unsigned *ret_count)
 
 size_t head_find_end(const char *buf, size_t n, size_t from)
 {
-    size_t start = from > 3 ? from - 3 : 0;
+    size_t at = from > 3 ? from : 3; /* where its last byte may stand */
 
-    if (n < 4 || start >= n)
-        return 0;
-    const char *end = memmem(buf + start, n - start, "\r\n\r\n", 4);
-    return end ? (size_t)(end - buf) + 4 : 0;
+    /* From one end of a line to the next: heads have few lines, and memchr looks at many bytes at a time. */
+    while (at < n) {
+        const char *lf = memchr(buf + at, '\n', n - at);
+        if (!lf)
+            return 0;
+        if (!memcmp(lf - 3, "\r\n\r", 3))
+            return (size_t)(lf - buf) + 1;
+        at = (size_t)(lf - buf) + 1;
+    }
+    return 0;
 }

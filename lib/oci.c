@@ -3,6 +3,7 @@
  * checked is what is used. Leaves rights, sockets and time alone. */
 #include "pullgate/oci.h"
 
+#include <endian.h>
 #include <string.h>
 
 #include "pullgate/semver.h"
@@ -24,27 +25,25 @@ static bool is_tag_char(char c)
 
 /* ---- digests -------------------------------------------------------------------------------- */
 
-static int hex_value(char c)
-{
-    if (c >= '0' && c <= '9')
-        return c - '0';
-    if (c >= 'a' && c <= 'f')
-        return c - 'a' + 10;
-    return -1;
-}
+/* The digit's value and one, 0 for what is none. Lower case only: an upper-case digest is another text, and two texts for one
+ * digest would be two cache keys. */
+static const uint8_t hex_digit[256] = {
+    ['0'] = 1, ['1'] = 2, ['2'] = 3,  ['3'] = 4,  ['4'] = 5,  ['5'] = 6,  ['6'] = 7,  ['7'] = 8,
+    ['8'] = 9, ['9'] = 10, ['a'] = 11, ['b'] = 12, ['c'] = 13, ['d'] = 14, ['e'] = 15, ['f'] = 16,
+};
 
-/* Lower case only: an upper-case digest is another text, and two texts for one digest would be two cache keys. */
 static bool hex_lower_decode(struct str in, uint8_t *out, size_t n)
 {
+    bool ok = true;
+
     if (in.n != 2 * n)
         return false;
     for (size_t i = 0; i < n; i++) {
-        int hi = hex_value(in.p[2 * i]), lo = hex_value(in.p[2 * i + 1]);
-        if (hi < 0 || lo < 0)
-            return false;
-        out[i] = (uint8_t)(hi << 4 | lo);
+        unsigned hi = hex_digit[(uint8_t)in.p[2 * i]], lo = hex_digit[(uint8_t)in.p[2 * i + 1]];
+        ok = ok & (hi != 0) & (lo != 0);
+        out[i] = (uint8_t)((hi - 1) << 4 | (lo - 1));
     }
-    return true;
+    return ok;
 }
 
 enum err digest_parse(struct str in, struct digest *ret, struct error *reterr)
@@ -70,16 +69,23 @@ enum err digest_parse(struct str in, struct digest *ret, struct error *reterr)
 
 const char *digest_text(const struct digest *d, char buf[DIGEST_TEXT_MAX])
 {
-    static const char digits[] = "0123456789abcdef";
     size_t n = digest_len(d), at = 0;
 
     if (n) {
         memcpy(buf, d->alg == DIGEST_SHA256 ? "sha256:" : "sha512:", 7);
         at = 7;
     }
-    for (size_t i = 0; i < n; i++) {
-        buf[at++] = digits[d->bytes[i] >> 4];
-        buf[at++] = digits[d->bytes[i] & 15];
+    /* Four bytes to eight digits at a time, lengths are multiples of four: each request writes several digests. */
+    for (size_t i = 0; i < n; i += 4, at += 8) {
+        uint32_t four;
+        memcpy(&four, d->bytes + i, sizeof four);
+        uint64_t x = le32toh(four);
+        x = (x | x << 16) & 0x0000ffff0000ffffu;
+        x = (x | x << 8) & 0x00ff00ff00ff00ffu; /* a byte in every 16 bits ... */
+        x = (x >> 4 & 0x000f000f000f000fu) | (x & 0x000f000f000f000fu) << 8; /* ... is two digits, the high one first */
+        uint64_t letters = (x + 0x7676767676767676u) >> 7 & 0x0101010101010101u; /* those above 9 */
+        x = htole64(x + 0x3030303030303030u + letters * ('a' - '0' - 10));
+        memcpy(buf + at, &x, sizeof x);
     }
     buf[at] = '\0';
     return buf;
@@ -379,7 +385,7 @@ enum err oci_route_parse(struct str target, struct oci_request *ret, struct erro
 
 static int hex_any_value(char c)
 {
-    return c >= 'A' && c <= 'F' ? c - 'A' + 10 : hex_value(c);
+    return c >= 'A' && c <= 'F' ? c - 'A' + 10 : hex_digit[(uint8_t)c] - 1;
 }
 
 /* False, with ret empty, for a bad escape or a NUL. */

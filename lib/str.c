@@ -8,16 +8,6 @@
 
 #include "pullgate/mem.h"
 
-struct str str_c(const char *c)
-{
-    return c != NULL ? (struct str){c, strlen(c)} : (struct str){NULL, 0};
-}
-
-bool str_eq(struct str a, struct str b)
-{
-    return a.n == b.n && (a.n == 0 || memcmp(a.p, b.p, a.n) == 0);
-}
-
 bool str_eq_c(struct str a, const char *b)
 {
     return str_eq(a, str_c(b));
@@ -46,11 +36,6 @@ int str_cmp(struct str a, struct str b)
     if (c != 0)
         return c;
     return a.n < b.n ? -1 : a.n > b.n;
-}
-
-bool str_starts(struct str s, struct str prefix)
-{
-    return s.n >= prefix.n && (prefix.n == 0 || memcmp(s.p, prefix.p, prefix.n) == 0);
 }
 
 bool str_ends(struct str s, struct str suffix)
@@ -264,15 +249,6 @@ void sb_reserve(struct strbuf *b, size_t more)
         cap += cap / 2 + 16;
     b->p = mem_realloc(b->p, cap);
     b->cap = cap;
-    b->p[b->n] = '\0';
-}
-
-void sb_add(struct strbuf *b, struct str s)
-{
-    sb_reserve(b, s.n);
-    if (s.n > 0)
-        memcpy(b->p + b->n, s.p, s.n);
-    b->n += s.n;
     b->p[b->n] = '\0';
 }
 

@@ -340,6 +340,7 @@ static void on_request(void *ctx, struct edge_req *req)
     struct worker *w = ctx;
     struct exchange *ex = free_exchanges;
 
+    clock_hold();
     if (ex != NULL) {
         free_exchanges = ex->next_free;
         memset(ex, 0, sizeof *ex);
@@ -350,11 +351,12 @@ static void on_request(void *ctx, struct edge_req *req)
     ex->w = w;
     ex->req = req;
     ex->head = edge_req_head(req);
-    snprintf(ex->peer, sizeof ex->peer, "%s", edge_req_peer(req));
+    memcpy(ex->peer, edge_req_peer(req), strnlen(edge_req_peer(req), sizeof ex->peer - 1));
     ex->start_us = clock_mono_us();
     request_id_new(ex->id);
     edge_req_set_handle(req, ex);
-    exchange_run(ex);
+    exchange_run(ex); /* ex may be over */
+    clock_release();
 }
 
 static void on_gone(void *ctx, struct edge_req *req, void *handle, bool too_slow)

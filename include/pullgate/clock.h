@@ -13,6 +13,10 @@ int64_t clock_now_s(void);    /* wall clock */
 int64_t clock_now_ms(void);   /* wall clock */
 uint64_t clock_mono_ms(void); /* monotonic, for timers */
 uint64_t clock_mono_us(void);
+/* Between the two, the milliseconds and seconds that this thread is told stand still: one request, answered from memory, asks a dozen
+ * times, and each costs what a good part of its decision does. Not around anything that waits. Not nested. */
+void clock_hold(void);
+void clock_release(void);
 
 #define CLOCK_RFC3339_MAX 32
 /* "2026-03-01T23:59:59Z" into buf; returns buf. */

@@ -7,6 +7,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 struct str {
     const char *p;
@@ -18,12 +19,22 @@ struct str {
 /* a literal */
 #define S(lit) ((struct str){"" lit, sizeof(lit) - 1})
 
-struct str str_c(const char *c); /* of a C string; NULL gives an empty one */
-bool str_eq(struct str a, struct str b);
+/* of a C string; NULL gives an empty one */
+static inline struct str str_c(const char *c)
+{
+    return c != NULL ? (struct str){c, strlen(c)} : (struct str){NULL, 0};
+}
+static inline bool str_eq(struct str a, struct str b)
+{
+    return a.n == b.n && (a.n == 0 || memcmp(a.p, b.p, a.n) == 0);
+}
 bool str_eq_c(struct str a, const char *b);
 bool str_eq_nocase(struct str a, struct str b); /* ASCII only */
 int str_cmp(struct str a, struct str b);        /* bytewise, as memcmp then length */
-bool str_starts(struct str s, struct str prefix);
+static inline bool str_starts(struct str s, struct str prefix)
+{
+    return s.n >= prefix.n && (prefix.n == 0 || memcmp(s.p, prefix.p, prefix.n) == 0);
+}
 bool str_ends(struct str s, struct str suffix);
 /* Index of the first / last byte c, or -1. */
 ptrdiff_t str_index(struct str s, char c);
@@ -58,7 +69,16 @@ struct strbuf {
 void sb_free(struct strbuf *b);
 void sb_reset(struct strbuf *b); /* keeps the memory */
 void sb_reserve(struct strbuf *b, size_t more);
-void sb_add(struct strbuf *b, struct str s);
+/* Inline: what is added is a literal mostly, and then costs a few moves. */
+static inline void sb_add(struct strbuf *b, struct str s)
+{
+    if (b->cap - b->n <= s.n)
+        sb_reserve(b, s.n);
+    if (s.n > 0)
+        memcpy(b->p + b->n, s.p, s.n);
+    b->n += s.n;
+    b->p[b->n] = '\0';
+}
 void sb_addc(struct strbuf *b, const char *c);
 void sb_add_char(struct strbuf *b, char c);
 void sb_add_u64(struct strbuf *b, uint64_t v);

@@ -215,6 +215,36 @@ static void test_off_and_bad_path(void **state)
     assert_string_equal(error.field, "log.access_path");
 }
 
+/* Every byte at every place of every short length gives what the buffer's own escaping gives. */
+static void test_text_is_escaped_as_a_buffer_would(void **state)
+{
+    struct strbuf want = {0};
+    char text[20], out[200];
+    (void)state;
+    for (size_t n = 0; n < sizeof text; n++)
+        for (size_t at = 0; at == 0 || at < n; at++)
+            for (int byte = 0; byte < 256; byte++) {
+                struct textline t = {.p = out, .end = out + sizeof out};
+                for (size_t i = 0; i < n; i++)
+                    text[i] = (char)('!' + 3 * i); /* '!' and '$' on: no quote, no backslash among them */
+                if (n)
+                    text[at] = (char)byte;
+                textline_json(&t, (struct str){text, n}, sizeof text);
+                sb_reset(&want);
+                sb_add_json(&want, (struct str){text, n});
+                assert_false(t.cut);
+                assert_int_equal(t.p - out, want.n);
+                assert_memory_equal(out, want.p, want.n);
+            }
+    struct textline t = {.p = out, .end = out + 9};
+    textline_json(&t, S("12345678"), 100);
+    assert_true(t.cut);
+    t = (struct textline){.p = out, .end = out + 10};
+    textline_json(&t, S("12345678"), 100);
+    assert_false(t.cut);
+    sb_free(&want);
+}
+
 static void test_cost(void **state)
 {
     enum { ROUNDS = 500000 };
@@ -258,6 +288,6 @@ static int teardown(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_lines), cmocka_unit_test(test_full_pipe), cmocka_unit_test(test_off_and_bad_path),
-                                       cmocka_unit_test(test_cost)};
+                                       cmocka_unit_test(test_text_is_escaped_as_a_buffer_would), cmocka_unit_test(test_cost)};
     return cmocka_run_group_tests(tests, setup, teardown);
 }

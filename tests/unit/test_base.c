@@ -158,6 +158,25 @@ static void *post_from_thread(void *arg)
     return NULL;
 }
 
+static void test_held_clock_stands_still(void **state)
+{
+    (void)state;
+    int64_t before = clock_now_ms();
+    uint64_t mono_before = clock_mono_ms();
+    clock_hold();
+    int64_t now = clock_now_ms(), now_s = clock_now_s();
+    uint64_t mono = clock_mono_ms(), us = clock_mono_us();
+    assert_true(now >= before && mono >= mono_before && now_s == now / 1000);
+    while (clock_mono_us() < us + 5000)
+        ;
+    assert_true(clock_now_ms() == now && clock_mono_ms() == mono && clock_now_s() == now_s);
+    clock_release();
+    assert_true(clock_mono_ms() >= mono + 4 && clock_now_ms() > now);
+    clock_hold(); /* the next one does not begin with the last one's time */
+    assert_true(clock_mono_ms() >= mono + 4);
+    clock_release();
+}
+
 static void test_loop(void **state)
 {
     struct count c = {loop_new(), 0};
@@ -180,7 +199,7 @@ int main(void)
         cmocka_unit_test(test_str_to_u64),      cmocka_unit_test(test_json_escaping),
         cmocka_unit_test(test_a_buffer_always_ends), cmocka_unit_test(test_json_limits),     cmocka_unit_test(test_instants),
         cmocka_unit_test(test_expiry_is_end_of_day_in_zone), cmocka_unit_test(test_durations_and_sizes),
-        cmocka_unit_test(test_loop),
+        cmocka_unit_test(test_held_clock_stands_still), cmocka_unit_test(test_loop),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
