@@ -1,5 +1,6 @@
 /* Upstreams: the private registries and their credentials. Passwords go in and never come out: they are sealed in the store. */
 #include <stdio.h>
+#include <errno.h>
 #include <string.h>
 
 #include "api_routes.h"
@@ -371,6 +372,12 @@ static void upstream_run_ping(struct api *rq, struct upstream_spec *take_spec, s
         .breaker_ms = 1000,
     };
     p->loop = loop_new();
+    if (p->loop == NULL) {
+        upstream_spec_free(&take_spec);
+        p->err = ERR_UNAVAILABLE;
+        snprintf(p->detail, sizeof p->detail, "no event loop: %s", strerror(errno));
+        return;
+    }
     struct upstream *u = upstream_new(p->loop, take_spec, &lim);
     struct timer *timer = timer_new(p->loop, ping_timeout, p);
     timer_set(timer, TEST_MS);

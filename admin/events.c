@@ -5,6 +5,7 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include <errno.h>
 #include <string.h>
 #include <time.h>
 
@@ -379,7 +380,7 @@ struct events *events_start(struct admin *a)
     ev->redis = cache_sync_new(a->cfg, REDIS_DEADLINE_MS);
     atomic_init(&ev->stopping, false);
     AN(pthread_mutex_init(&ev->lock, NULL) == 0);
-    AN(pthread_create(&ev->thread, NULL, events_main, ev) == 0);
+    NEED((errno = pthread_create(&ev->thread, NULL, events_main, ev)) == 0, "its events thread");
     return ev;
 }
 

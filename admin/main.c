@@ -255,6 +255,7 @@ static int run(const char *path, struct config *cfg)
     signal(SIGHUP, SIG_IGN); /* until it can be followed */
     signal(SIGXFSZ, SIG_IGN); /* a file at its limit is an error to report, as a full disk is */
     a->loop = loop_new();
+    NEED(a->loop != NULL, "an event loop");
     p.clock_timer = timer_new(a->loop, on_clock, &p);
     p.drain_timer = timer_new(a->loop, on_drain_over, &p);
     enum err err = start_all(&p, &error);

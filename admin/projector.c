@@ -1191,7 +1191,7 @@ struct projector *projector_start(const struct config *cfg, const struct keyring
     AN(pthread_cond_init(&p->wake, &attr) == 0);
     AN(pthread_cond_init(&p->changed, &attr) == 0);
     pthread_condattr_destroy(&attr);
-    AN(pthread_create(&p->thread, NULL, projector_main, p) == 0);
+    NEED((errno = pthread_create(&p->thread, NULL, projector_main, p)) == 0, "its projector thread");
     return p;
 }
 

@@ -1529,13 +1529,14 @@ struct sync *sync_start(struct admin *a)
     struct sync *s = NEW(struct sync);
     s->admin = a;
     s->loop = loop_new();
+    NEED(s->loop != NULL, "an event loop");
     s->redis = cache_sync_new(a->cfg, REDIS_DEADLINE_MS);
     s->reload = true;
     s->next_flush_ms = clock_mono_ms() + SYNCED_AT_FLUSH_MS;
     AN(pthread_mutex_init(&s->lock, NULL) == 0);
     s->tick = timer_new(s->loop, on_tick, s);
     timer_set(s->tick, 0);
-    AN(pthread_create(&s->thread, NULL, sync_main, s) == 0);
+    NEED((errno = pthread_create(&s->thread, NULL, sync_main, s)) == 0, "its sync thread");
     return s;
 }
 

@@ -853,7 +853,7 @@ static enum err load_file(struct walk *w, bool must_exist)
         sb_free(&text);
         return ERR_INVALID;
     }
-    AN(yaml_parser_initialize(&w->parser));
+    NEED(yaml_parser_initialize(&w->parser), "memory to read its configuration");
     yaml_parser_set_input_string(&w->parser, (const unsigned char *)text.p, text.n);
     e = walk_document(w);
     yaml_parser_delete(&w->parser);

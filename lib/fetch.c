@@ -11,6 +11,7 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdio.h>
+#include <errno.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -96,7 +97,7 @@ static struct fetch *fetch_check(void *p)
 
 static void curl_start(void)
 {
-    AN(curl_global_init(CURL_GLOBAL_DEFAULT) == CURLE_OK);
+    AN(curl_global_init_mem(CURL_GLOBAL_DEFAULT, mem_alloc, mem_free, mem_realloc, mem_strdup, mem_calloc) == CURLE_OK);
     /* Without a resolver of its own a name look-up would block the loop. */
     AN(curl_version_info(CURLVERSION_NOW)->features & CURL_VERSION_ASYNCHDNS);
 }
@@ -854,6 +855,8 @@ enum err fetch_blocking(const struct fetch_request *r, const struct fetch_limits
 {
     static const struct fetch_handlers handlers = {blocking_head, blocking_body, blocking_done};
     struct blocking b = {.loop = loop_new()};
+    if (b.loop == NULL)
+        return error_set(reterr, ERR_UNAVAILABLE, "no event loop: %s", strerror(errno));
     struct fetch_pool *p = fetch_pool_new(b.loop, lim);
     fetch_start(p, r, &handlers, &b);
     while (!b.over)

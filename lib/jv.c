@@ -11,6 +11,11 @@ const struct jv_limits JV_LIMITS_API = {64 * 1024, 10000, 16};
 const struct jv_limits JV_LIMITS_MANIFEST = {4 * 1024 * 1024, 50000, 32};
 const struct jv_limits JV_LIMITS_TRUSTED = {64 * 1024 * 1024, 4000000, 16};
 
+__attribute__((constructor)) static void jansson_start(void)
+{
+    json_set_alloc_funcs(mem_alloc, mem_free);
+}
+
 static json_t *J(const struct jv *v)
 {
     /* The getters promise not to write; jansson's take non-const pointers for their reference counts only. */

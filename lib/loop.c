@@ -99,26 +99,47 @@ static void on_deferred(evutil_socket_t fd, short what, void *ctx)
     loop_run_deferred(ctx);
 }
 
+static void libevent_start(void)
+{
+    event_set_mem_functions(mem_alloc, mem_realloc, mem_free);
+}
+
 struct loop *loop_new(void)
 {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    AN(pthread_once(&once, libevent_start) == 0);
+
     struct loop *l = NEW(struct loop);
     struct event_config *cfg = event_config_new();
-
     AN(cfg != NULL);
     event_config_set_flag(cfg, EVENT_BASE_FLAG_NOLOCK);
-    l->base = event_base_new_with_config(cfg);
+    l->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    l->base = l->wake_fd >= 0 ? event_base_new_with_config(cfg) : NULL;
     event_config_free(cfg);
-    AN(l->base != NULL);
-    pthread_mutex_init(&l->lock, NULL);
+    if (l->base == NULL)
+        goto fail;
     letters_init(&l->mail);
     letters_init(&l->deferred);
-    l->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-    AN(l->wake_fd >= 0);
+    pthread_mutex_init(&l->lock, NULL);
     l->wake = event_new(l->base, l->wake_fd, EV_READ | EV_PERSIST, on_wake, l);
     l->deferred_event = event_new(l->base, -1, 0, on_deferred, l);
     AN(l->wake != NULL && l->deferred_event != NULL);
-    event_add(l->wake, NULL);
+    if (event_add(l->wake, NULL) != 0)
+        goto fail;
     return l;
+
+fail:;
+    int e = errno;
+    if (l->base != NULL) {
+        event_free(l->wake);
+        event_free(l->deferred_event);
+        event_base_free(l->base);
+    }
+    if (l->wake_fd >= 0)
+        close(l->wake_fd);
+    mem_free(l);
+    errno = e;
+    return NULL;
 }
 
 void loop_free(struct loop *l)
@@ -291,6 +312,6 @@ struct watch *watch_signal(struct loop *l, int signo, watch_fn *fn, void *ctx)
     w->ctx = ctx;
     w->ev = evsignal_new(l->base, signo, on_watch, w);
     AN(w->ev != NULL);
-    event_add(w->ev, NULL);
+    NEED(event_add(w->ev, NULL) == 0, "its signals"); /* made at the start only */
     return w;
 }

@@ -1,9 +1,11 @@
 /* Allocation. The only file that calls malloc. */
 #include "pullgate/mem.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static void *mem_checked(void *p)
 {
@@ -76,4 +78,11 @@ void mem_wrong(const char *why, const char *file, int line)
 {
     fprintf(stderr, "{\"level\":\"error\",\"msg\":\"cannot happen: %s (%s:%d)\"}\n", why, file, line);
     abort();
+}
+
+void mem_refused(const char *what)
+{
+    fprintf(stderr, "{\"level\":\"error\",\"msg\":\"cannot go on without %s: %s\"}\n", what, strerror(errno));
+    fflush(stderr);
+    _exit(EXIT_FAILURE);
 }

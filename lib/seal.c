@@ -37,6 +37,33 @@ static EVP_CIPHER *cipher_gcm;
 static pthread_key_t thread_ctx_key;
 static _Thread_local EVP_MD_CTX *thread_ctx;
 
+static void *openssl_alloc(size_t n, const char *file, int line)
+{
+    (void)file, (void)line;
+    return mem_alloc(n);
+}
+
+static void *openssl_realloc(void *p, size_t n, const char *file, int line)
+{
+    (void)file, (void)line;
+    if (n > 0)
+        return mem_realloc(p, n);
+    mem_free(p);
+    return NULL;
+}
+
+static void openssl_free(void *p, const char *file, int line)
+{
+    (void)file, (void)line;
+    mem_free(p);
+}
+
+/* Before main: OpenSSL takes no other allocator once it has used one. */
+__attribute__((constructor)) static void openssl_start(void)
+{
+    AN(CRYPTO_set_mem_functions(openssl_alloc, openssl_realloc, openssl_free) == 1);
+}
+
 static void thread_ctx_free(void *p)
 {
     EVP_MD_CTX_free(p);

@@ -1510,7 +1510,8 @@ static void helper_start(struct blobs *b, struct helper *h, bool keeps_cache)
     pthread_sigmask(SIG_SETMASK, &all, &old);
     int rc = pthread_create(&h->thread, NULL, helper_main, h);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
-    AN(rc == 0);
+    errno = rc;
+    NEED(rc == 0, "its blob cache's threads");
 }
 
 /* ---- readers ----------------------------------------------------------------------------------------------------------- */

@@ -209,16 +209,18 @@ static void name_service(struct proxy *p, const char *bound)
     }
 }
 
-static void write_port_file(const struct config *cfg, const char *text)
+/* Whoever asked for the file waits for it: without it the start has failed. */
+static enum err write_port_file(const struct config *cfg, const char *text, struct error *reterr)
 {
     char tmp[4096];
 
     if (cfg->proxy.port_file[0] == '\0')
-        return;
+        return ERR_OK;
     snprintf(tmp, sizeof tmp, "%s.tmp", cfg->proxy.port_file);
     FILE *f = fopen(tmp, "we");
     if (f == NULL || fputs(text, f) < 0 || fclose(f) != 0 || rename(tmp, cfg->proxy.port_file) != 0)
-        log_warn("cannot write %s: %s", cfg->proxy.port_file, strerror(errno));
+        return error_set(reterr, ERR_UNAVAILABLE, "cannot write %s: %s", cfg->proxy.port_file, strerror(errno));
+    return ERR_OK;
 }
 
 /* What root may be needed for, then root is given up. */
@@ -282,10 +284,11 @@ static enum err serve(struct program *g, struct error *error)
         return e;
     if ((e = sandbox_enter(cfg->process.sandbox, error)) != ERR_OK)
         return e;
+    if ((e = write_port_file(cfg, addresses.p, error)) != ERR_OK)
+        return e;
     for (unsigned i = 0; i < p->n_workers; i++) /* last: whoever fails to start has served nobody, and ends with one thread */
         if ((e = worker_start(p->workers[i], error)) != ERR_OK)
             return e;
-    write_port_file(cfg, addresses.p);
     for (size_t k = 0; k < g->sockets[0].n; k++)
         log_info("listening on %s%s%s, %u workers", g->sockets[0].bound[k], g->sockets[0].is_given ? " (the service manager's)" : "", p->tls != NULL ? " (TLS)" : "", p->n_workers);
     sb_free(&addresses);
@@ -389,6 +392,7 @@ int main(int argc, char **argv)
         return fail(&error);
 
     g.loop = loop_new();
+    NEED(g.loop != NULL, "an event loop");
     g.drain_deadline = timer_new(g.loop, on_drain_deadline, &g);
     g.join_poll = timer_new(g.loop, on_join_poll, &g);
     g.watchdog = timer_new(g.loop, on_watchdog, &g);

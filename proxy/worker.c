@@ -1,8 +1,10 @@
 /* One thread: a loop and everything that lives on it. Makes, drains and frees; decides nothing. */
 #include "worker.h"
 
+#include <errno.h>
 #include <signal.h>
 #include <stdio.h>
+#include <string.h>
 #include <sys/prctl.h>
 
 #include "pullgate/log.h"
@@ -29,6 +31,12 @@ enum err worker_new(struct proxy *p, unsigned id, const int *take_fds, size_t n_
     w->proxy = p;
     w->cfg = config_ref(p->cfg);
     w->loop = loop_new();
+    if (w->loop == NULL) {
+        int failed = errno;
+        config_unref(&w->cfg);
+        mem_free(w);
+        return error_set(reterr, ERR_UNAVAILABLE, "no event loop for worker %u: %s", id, strerror(failed));
+    }
     enum err e = cache_new(w->loop, w->cfg, &w->cache, reterr);
     if (e) {
         loop_free(w->loop);

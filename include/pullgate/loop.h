@@ -10,7 +10,8 @@ struct loop;
 struct timer;
 struct watch;
 
-struct loop *loop_new(void);
+/* NULL when the machine has no descriptors for one; errno says why. */
+struct loop *loop_new(void) __attribute__((warn_unused_result));
 void loop_free(struct loop *l);
 void loop_run(struct loop *l);      /* until loop_stop() */
 void loop_run_once(struct loop *l); /* waits for one round of events */

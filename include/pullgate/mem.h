@@ -1,5 +1,6 @@
 /* The only place that allocates. Small allocations never fail (the process aborts, its supervisor restarts it);
- * sizes that foreign data chooses go through mem_try_alloc, which may return NULL. */
+ * sizes that foreign data chooses go through mem_try_alloc, which may return NULL. The libraries whose own handling of a failed
+ * allocation is not complete (libevent, libcurl, jansson, OpenSSL) are given mem_alloc and its like by the file that includes them. */
 #ifndef PULLGATE_MEM_H
 #define PULLGATE_MEM_H
 
@@ -25,5 +26,10 @@ void mem_cleanse(void *p, size_t n);
 #define AN(cond) ((cond) ? (void)0 : mem_wrong(#cond, __FILE__, __LINE__))
 #define WRONG(why) mem_wrong(why, __FILE__, __LINE__)
 void mem_wrong(const char *why, const char *file, int line) __attribute__((noreturn));
+
+/* What the machine refused and the process cannot go on without (a thread, an event loop at the start): says so with errno's text and
+ * ends the process with status 1. For what one request needs there is ERR_UNAVAILABLE. */
+#define NEED(cond, what) ((cond) ? (void)0 : mem_refused(what))
+void mem_refused(const char *what) __attribute__((noreturn));
 
 #endif
