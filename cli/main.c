@@ -15,24 +15,14 @@
 #include "pullgate/mem.h"
 #include "pullgate/str.h"
 
-/* Exit codes, for scripts. */
-enum exit_code {
-    EXIT_OK = 0,
-    EXIT_FAILED = 1,  /* the API refused: not found, conflict, invalid */
-    EXIT_USAGE = 2,   /* the command line is wrong */
-    EXIT_DENIED = 3,  /* not signed in, not allowed; `explain`: the answer is deny */
-    EXIT_UNREACHABLE = 4, /* no answer, or 5xx */
-};
+#include "cli.h"
 
 static const struct fetch_limits cli_limits = {.connections = 2, .connect_ms = 5000, .first_byte_ms = 60000, .stall_ms = 60000,
                                                .head_bytes = 64 * 1024, .head_fields = 128};
 
-static struct {
-    char *url, *token, *ca;
-    bool json;
-} cli;
+struct cli cli;
 
-static __attribute__((noreturn, format(printf, 2, 3))) void die(enum exit_code code, const char *fmt, ...)
+void die(enum exit_code code, const char *fmt, ...)
 {
     va_list ap;
     va_start(ap, fmt);
@@ -194,7 +184,7 @@ static char *resolve(const struct resource *r, const char *given)
     return id;
 }
 
-static char *read_file(const char *path)
+char *read_file(const char *path)
 {
     struct strbuf b = {0};
     char chunk[4096];
@@ -469,6 +459,10 @@ static const char help_text[] =
     "  pullgate explain --customer C --repository R --reference TAG|DIGEST [--at TIME]     exit 0 allow, 3 deny\n"
     "  pullgate api METHOD PATH [JSON|-]               any request, as it is\n"
     "\n"
+    "  on the machine of the daemons, with their configuration (--config FILE):\n"
+    "  pullgate backup FILE|DIRECTORY [--keep N] [--passphrase-file FILE [--with-keys]]\n"
+    "  pullgate restore FILE [--check] [--passphrase-file FILE [--with-keys]]         pullgate-admin must be stopped\n"
+    "\n"
     "  create licenses:   --customer globex --application shop --name 'Globex Prod' --grant range:^1.4 --expires-at 2027-03-01 --status active\n"
     "  create applications: --slug shop --name Shop --repository shop/api=private:acme/api --repository chart,shop/chart=private:acme/chart\n"
     "\n"
@@ -600,6 +594,18 @@ static int credential_command(int argc, char **argv)
     return EXIT_OK;
 }
 
+/* Those that look at this machine and not at the API. */
+static bool local_command(int argc, char **argv, int *ret)
+{
+    if (strcmp(argv[0], "backup") == 0)
+        *ret = backup_command(argc - 1, argv + 1);
+    else if (strcmp(argv[0], "restore") == 0)
+        *ret = restore_command(argc - 1, argv + 1);
+    else
+        return false;
+    return true;
+}
+
 static bool word_in(const char *word, const char *words)
 {
     struct str rest = str_c(words), token;
@@ -699,6 +705,9 @@ int main(int argc, char **argv)
     }
     if (i == argc || strcmp(argv[i], "help") == 0)
         return fputs(help_text, i == argc ? stderr : stdout), i == argc ? EXIT_USAGE : EXIT_OK;
+    int rc;
+    if (local_command(argc - i, argv + i, &rc))
+        return rc;
     settings_from_environment();
     return command(argc - i, argv + i);
 }

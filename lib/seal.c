@@ -14,8 +14,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <openssl/core_names.h>
 #include <openssl/crypto.h>
 #include <openssl/evp.h>
+#include <openssl/kdf.h>
+#include <openssl/params.h>
 
 #include "pullgate/log.h"
 #include "pullgate/mem.h"
@@ -532,6 +535,88 @@ enum err keyring_unseal(const struct keyring *k, struct str aad, struct str seal
     *ret = plain;
     *ret_n = n;
     return ERR_OK;
+}
+
+/* ---- long texts in chunks --------------------------------------------------------------------------------------------- */
+
+static void chunk_nonce(uint64_t number, bool is_last, uint8_t ret[NONCE_LEN])
+{
+    memset(ret, 0, NONCE_LEN);
+    ret[0] = is_last;
+    for (int i = 0; i < 8; i++)
+        ret[NONCE_LEN - 1 - i] = (uint8_t)(number >> (8 * i));
+}
+
+void seal_chunk(const uint8_t key[32], uint64_t number, bool is_last, struct str aad, struct str plain, struct strbuf *ret)
+{
+    uint8_t nonce[NONCE_LEN];
+    int len = 0, ciphered = 0;
+
+    AN(plain.n <= (1u << 30) && aad.n <= (1u << 20) && SEAL_CHUNK_MORE == TAG_LEN);
+    algorithms();
+    chunk_nonce(number, is_last, nonce);
+    sb_reserve(ret, plain.n + TAG_LEN + 1);
+    uint8_t *out = (uint8_t *)ret->p + ret->n;
+    EVP_CIPHER_CTX *ctx = EVP_CIPHER_CTX_new();
+    AN(ctx);
+    bool ok = EVP_EncryptInit_ex2(ctx, cipher_gcm, key, nonce, NULL) == 1 &&
+              (!aad.n || EVP_EncryptUpdate(ctx, NULL, &len, (const uint8_t *)aad.p, (int)aad.n) == 1) &&
+              (!plain.n || EVP_EncryptUpdate(ctx, out, &ciphered, (const uint8_t *)plain.p, (int)plain.n) == 1) &&
+              EVP_EncryptFinal_ex(ctx, out + ciphered, &len) == 1 && (size_t)(ciphered + len) == plain.n &&
+              EVP_CIPHER_CTX_ctrl(ctx, EVP_CTRL_AEAD_GET_TAG, TAG_LEN, out + plain.n) == 1;
+    EVP_CIPHER_CTX_free(ctx);
+    AN(ok);
+    ret->n += plain.n + TAG_LEN;
+    ret->p[ret->n] = 0;
+}
+
+bool unseal_chunk(const uint8_t key[32], uint64_t number, bool is_last, struct str aad, struct str sealed, struct strbuf *ret)
+{
+    uint8_t nonce[NONCE_LEN], tag[TAG_LEN];
+    int len = 0, deciphered = 0;
+
+    if (sealed.n < TAG_LEN || sealed.n > (1u << 30) || aad.n > (1u << 20))
+        return false;
+    size_t n = sealed.n - TAG_LEN;
+    algorithms();
+    chunk_nonce(number, is_last, nonce);
+    memcpy(tag, sealed.p + n, TAG_LEN);
+    sb_reserve(ret, n + 1);
+    uint8_t *out = (uint8_t *)ret->p + ret->n;
+    EVP_CIPHER_CTX *ctx = EVP_CIPHER_CTX_new();
+    AN(ctx);
+    bool ok = EVP_DecryptInit_ex2(ctx, cipher_gcm, key, nonce, NULL) == 1 &&
+              (!aad.n || EVP_DecryptUpdate(ctx, NULL, &len, (const uint8_t *)aad.p, (int)aad.n) == 1) &&
+              (!n || EVP_DecryptUpdate(ctx, out, &deciphered, (const uint8_t *)sealed.p, (int)n) == 1) &&
+              EVP_CIPHER_CTX_ctrl(ctx, EVP_CTRL_AEAD_SET_TAG, TAG_LEN, tag) == 1 &&
+              EVP_DecryptFinal_ex(ctx, out + deciphered, &len) == 1 && (size_t)(deciphered + len) == n;
+    EVP_CIPHER_CTX_free(ctx);
+    if (ok)
+        ret->n += n;
+    else
+        mem_cleanse(out, n);
+    ret->p[ret->n] = 0;
+    return ok;
+}
+
+void seal_passphrase(struct str passphrase, struct str salt, uint8_t ret[32])
+{
+    uint64_t n = 1u << 15, maxmem = 64u << 20;
+    uint32_t r = 8, p = 1;
+    OSSL_PARAM params[] = {
+        OSSL_PARAM_construct_octet_string(OSSL_KDF_PARAM_PASSWORD, (void *)(uintptr_t)passphrase.p, passphrase.n),
+        OSSL_PARAM_construct_octet_string(OSSL_KDF_PARAM_SALT, (void *)(uintptr_t)salt.p, salt.n),
+        OSSL_PARAM_construct_uint64(OSSL_KDF_PARAM_SCRYPT_N, &n),
+        OSSL_PARAM_construct_uint32(OSSL_KDF_PARAM_SCRYPT_R, &r),
+        OSSL_PARAM_construct_uint32(OSSL_KDF_PARAM_SCRYPT_P, &p),
+        OSSL_PARAM_construct_uint64(OSSL_KDF_PARAM_SCRYPT_MAXMEM, &maxmem),
+        OSSL_PARAM_construct_end(),
+    };
+    EVP_KDF *kdf = EVP_KDF_fetch(NULL, "SCRYPT", NULL);
+    EVP_KDF_CTX *ctx = kdf ? EVP_KDF_CTX_new(kdf) : NULL;
+    AN(ctx && EVP_KDF_derive(ctx, ret, 32, params) == 1);
+    EVP_KDF_CTX_free(ctx);
+    EVP_KDF_free(kdf);
 }
 
 /* ---- token signatures -------------------------------------------------------------------------------------------- */

@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
@@ -577,4 +578,103 @@ enum err store_backup(struct store *s, const char *path, struct error *reterr)
     if (err)
         unlink(path);
     return err;
+}
+
+/* ---- restore ---------------------------------------------------------------------------------------------------------- */
+
+const char *store_file(const char *url)
+{
+    return store_path(url);
+}
+
+struct store_claim {
+    struct store lock; /* its lock alone */
+    char *path;
+};
+
+enum err store_claim(const char *url, struct store_claim **ret, struct error *reterr)
+{
+    const char *path = store_path(url);
+    if (!path)
+        return error_set_field(reterr, ERR_INVALID, "store.url", "store.url: expected sqlite:///absolute/path, got \"%s\"", url ? url : "");
+    struct store_claim *c = NEW(struct store_claim);
+    c->lock.lock_fd = -1;
+    enum err err = store_lock(&c->lock, path, reterr);
+    if (err) {
+        mem_free(c);
+        return err;
+    }
+    c->path = mem_strdup(path);
+    *ret = c;
+    return ERR_OK;
+}
+
+static enum err directory_sync(const char *path, struct error *reterr)
+{
+    char *dir = mem_strdup(path);
+    char *slash = strrchr(dir, '/');
+    slash[slash == dir] = '\0';
+    int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    enum err err = fd < 0 || fsync(fd) ? error_set(reterr, ERR_UNAVAILABLE, "restore: %s: %s", dir, strerror(errno)) : ERR_OK;
+    if (fd >= 0)
+        close(fd);
+    mem_free(dir);
+    return err;
+}
+
+/* path + tail to aside + tail; a file that is not there is no fault. */
+static enum err move_aside(const char *path, const char *aside, const char *tail, bool *ret_moved, struct error *reterr)
+{
+    struct strbuf from = {0}, to = {0};
+    sb_addf(&from, "%s%s", path, tail);
+    sb_addf(&to, "%s%s", aside, tail);
+    enum err err = ERR_OK;
+    if (rename(from.p, to.p) == 0)
+        *ret_moved = true;
+    else if (errno != ENOENT)
+        err = error_set(reterr, ERR_UNAVAILABLE, "restore: %s: %s", from.p, strerror(errno));
+    sb_free(&from);
+    sb_free(&to);
+    return err;
+}
+
+enum err store_claim_replace(struct store_claim *c, const char *fresh, struct strbuf *ret_aside, struct error *reterr)
+{
+    struct strbuf aside = {0};
+    struct stat st;
+    bool moved = false, moved_log = false;
+    char now[CLOCK_RFC3339_MAX];
+
+    sb_addf(&aside, "%s.replaced-%s", c->path, clock_rfc3339(clock_now_s(), now));
+    for (unsigned n = 2; lstat(aside.p, &st) == 0 && n < 1000; n++) {
+        sb_reset(&aside);
+        sb_addf(&aside, "%s.replaced-%s-%u", c->path, now, n);
+    }
+    /* The store first: its log alone would be replayed into the next one, and without it nothing is there to be opened. */
+    enum err err = move_aside(c->path, aside.p, "", &moved, reterr);
+    if (!err)
+        err = move_aside(c->path, aside.p, "-wal", &moved_log, reterr);
+    if (!err)
+        err = move_aside(c->path, aside.p, "-shm", &moved_log, reterr);
+    if (!err)
+        err = directory_sync(c->path, reterr);
+    if (!err && rename(fresh, c->path) != 0)
+        err = error_set(reterr, ERR_UNAVAILABLE, "restore: %s: %s", c->path, strerror(errno));
+    if (!err)
+        err = directory_sync(c->path, reterr);
+    if (!err && (moved || moved_log))
+        sb_add(ret_aside, sb_str(&aside));
+    sb_free(&aside);
+    return err;
+}
+
+void store_claim_release(struct store_claim **pc)
+{
+    struct store_claim *c = *pc;
+    if (!c)
+        return;
+    *pc = NULL;
+    close(c->lock.lock_fd);
+    mem_free(c->path);
+    mem_free(c);
 }

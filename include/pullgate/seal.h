@@ -30,6 +30,15 @@ enum err keyring_seal(const struct keyring *k, struct str aad, struct str plain,
 /* *ret: cleanse and free with mem_free_secret(p, n). */
 enum err keyring_unseal(const struct keyring *k, struct str aad, struct str sealed, char **ret, size_t *ret_n) MUST_USE;
 
+/* A long text in chunks, AES-256-GCM under a key that is used for this text alone: the chunk's number and whether it is the last are bound,
+ * so that none can be left out, moved or added. seal_chunk() appends SEAL_CHUNK_MORE bytes more than plain has. */
+#define SEAL_CHUNK_MORE 16
+void seal_chunk(const uint8_t key[32], uint64_t number, bool is_last, struct str aad, struct str plain, struct strbuf *ret);
+/* False: it was altered, or the key is another; ret is as before. */
+bool unseal_chunk(const uint8_t key[32], uint64_t number, bool is_last, struct str aad, struct str sealed, struct strbuf *ret) MUST_USE;
+/* A key of a passphrase: scrypt, N 2^15, r 8, p 1 (32 MiB, a tenth of a second). */
+void seal_passphrase(struct str passphrase, struct str salt, uint8_t ret[32]);
+
 /* Ed25519 of the tokens. kid is 16 hex digits of the public key's SHA-256. Up to 4 verifying keys; the newest signs. */
 const char *keyring_token_kid(const struct keyring *k);
 void keyring_token_sign(const struct keyring *k, struct str data, uint8_t ret_sig[64]);

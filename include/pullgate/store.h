@@ -49,4 +49,14 @@ int64_t store_last_rowid(const struct store *s);
 /* A consistent copy into path (online backup). */
 enum err store_backup(struct store *s, const char *path, struct error *reterr) MUST_USE;
 
+/* The file of a URL of store_open(); NULL for another kind. */
+const char *store_file(const char *url);
+/* For a restore: the right to the store's place, which no daemon has then. ERR_CONFLICT while one has it. */
+struct store_claim;
+enum err store_claim(const char *url, struct store_claim **ret, struct error *reterr) MUST_USE;
+/* Puts the file `fresh` of the same directory there, synced. What was there is kept beside it with its log, under the name in ret_aside
+ * (empty: nothing was). A crash in between leaves no store, never a mixture of two. */
+enum err store_claim_replace(struct store_claim *c, const char *fresh, struct strbuf *ret_aside, struct error *reterr) MUST_USE;
+void store_claim_release(struct store_claim **c);
+
 #endif

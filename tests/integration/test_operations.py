@@ -394,7 +394,7 @@ def expand(group, seen=None):
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("unit", sorted(UNITS.glob("pullgate-*.service")), ids=lambda u: u.name)
+@pytest.mark.parametrize("unit", [UNITS / f"pullgate-{d}.service" for d in ("admin", "proxy")], ids=lambda u: u.name)
 def test_units_allow_what_the_filter_allows(unit):
     """A daemon's own filter is tighter than its unit's: else one that runs in the tests would not run as a service."""
     text = unit.read_text()
