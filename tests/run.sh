@@ -117,6 +117,17 @@ coverage() {
     count "coverage of branches" $?
 }
 
+fuzz() { # every target: its corpus and regressions, and a moment of fuzzing
+    step "fuzz targets"
+    local line
+    FUZZ_JOBS=2 FUZZ_KEEP="$work/fuzz" FUZZ_ARTIFACTS="$work/finds" timeout --foreground 600 tests/fuzz/run.sh 2s 2>&1 | tee "$work/fuzz.log"
+    count "fuzz targets: see above" "${PIPESTATUS[0]}"
+    while read -r line; do
+        [[ $line == *" finds 0" ]]
+        count "fuzz target ${line%% *}" $?
+    done < <(grep -E ' finds [0-9]+$' "$work/fuzz.log")
+}
+
 step "checks of the tree"
 tests/check-tree.sh
 count "tree" $?
@@ -130,6 +141,7 @@ if [ $quick -eq 0 ] && build dev; then
     find build/dev -name '*.gcda' -delete
     unit build/dev
     integration build/dev -m "not once"
+    fuzz
     step "coverage"
     coverage
 fi

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The fuzz targets: replay what is committed, fuzz for a while, keep what is new.
 #   tests/fuzz/run.sh HOURS [target…]        each target in turn for HOURS / number of targets (0.5 is half an hour in all)
+#   tests/fuzz/run.sh 5s [target…]           the corpora, and on to 5 seconds for each target
 #   tests/fuzz/run.sh --replay [target…]     corpora and regressions only
 #   tests/fuzz/run.sh --merge [target…]      minimise: what FUZZ_KEEP gathered goes into tests/fuzz/corpus/
 # FUZZ_JOBS=n targets at a time (1), FUZZ_SECONDS=n a slice (60; a long run goes round and round), FUZZ_BUILD=dir (build/fuzz),
@@ -32,7 +33,7 @@ if [ $# -eq 0 ]; then
 fi
 artifacts=${FUZZ_ARTIFACTS:-$(mktemp -d)}
 mkdir -p "$artifacts" "$keep" "$keep/.log"
-export ASAN_OPTIONS=${ASAN_OPTIONS:-abort_on_error=1:detect_leaks=1:allocator_may_return_null=1} UBSAN_OPTIONS=${UBSAN_OPTIONS:-print_stacktrace=1:halt_on_error=1}
+export ASAN_OPTIONS=abort_on_error=1:detect_leaks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
 
 options() { # target: what bounds it
     local o="-timeout=10 -rss_limit_mb=1024 -malloc_limit_mb=256 -print_final_stats=1 -verbosity=1 -reload=0"
@@ -132,7 +133,10 @@ case $mode in
     exit 0
     ;;
 *)
-    total=$(awk -v h="$mode" -v n="${#targets[@]}" -v j="$jobs" 'BEGIN { printf "%d", h * 3600 / n * j }')
+    case $mode in
+    *s) total=${mode%s} ;;
+    *) total=$(awk -v h="$mode" -v n="${#targets[@]}" -v j="$jobs" 'BEGIN { printf "%d", h * 3600 / n * j }') ;;
+    esac
     [ "$total" -ge 1 ] || total=1
     while [ "$total" -gt 0 ]; do
         now=$((total < slice ? total : slice))
