@@ -25,5 +25,6 @@ char *read_file(const char *path); /* "-": standard input; without the line ends
 /* Each: what stands behind the command's name; the exit code. */
 int backup_command(int argc, char **argv);
 int restore_command(int argc, char **argv);
+int doctor_command(int argc, char **argv);
 
 #endif

@@ -460,6 +460,7 @@ static const char help_text[] =
     "  pullgate api METHOD PATH [JSON|-]               any request, as it is\n"
     "\n"
     "  on the machine of the daemons, with their configuration (--config FILE):\n"
+    "  pullgate doctor [--only admin|proxy] [--json]   what is wrong, and how to mend it; exit 1: a check failed\n"
     "  pullgate backup FILE|DIRECTORY [--keep N] [--passphrase-file FILE [--with-keys]]\n"
     "  pullgate restore FILE [--check] [--passphrase-file FILE [--with-keys]]         pullgate-admin must be stopped\n"
     "\n"
@@ -601,6 +602,8 @@ static bool local_command(int argc, char **argv, int *ret)
         *ret = backup_command(argc - 1, argv + 1);
     else if (strcmp(argv[0], "restore") == 0)
         *ret = restore_command(argc - 1, argv + 1);
+    else if (strcmp(argv[0], "doctor") == 0)
+        *ret = doctor_command(argc - 1, argv + 1);
     else
         return false;
     return true;

@@ -40,6 +40,7 @@
 
 #include <event2/event_struct.h>
 #include <evhtp.h>
+#include <openssl/x509v3.h>
 
 #include "pullgate/clock.h"
 #include "pullgate/front.h"
@@ -502,6 +503,18 @@ enum err edge_tls_load(const struct config_tls *c, struct edge_tls **ret, struct
 int64_t edge_tls_not_after(const struct edge_tls *t)
 {
     return t->not_after_s;
+}
+
+int64_t edge_tls_not_before(const struct edge_tls *t)
+{
+    const X509 *cert = SSL_CTX_get0_certificate(t->ctx);
+    return cert ? asn1_seconds(X509_get0_notBefore(cert)) : 0;
+}
+
+bool edge_tls_covers(const struct edge_tls *t, const char *host)
+{
+    X509 *cert = SSL_CTX_get0_certificate(t->ctx);
+    return cert && (X509_check_ip_asc(cert, host, 0) == 1 || X509_check_host(cert, host, 0, 0, NULL) == 1);
 }
 
 struct edge_tls *edge_tls_ref(struct edge_tls *t)

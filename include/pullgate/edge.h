@@ -35,6 +35,9 @@ enum err edge_listen(const char *address, int *ret_fd, char ret_bound[128], stru
 struct edge_tls;
 enum err edge_tls_load(const struct config_tls *c, struct edge_tls **ret, struct error *reterr) MUST_USE;
 int64_t edge_tls_not_after(const struct edge_tls *t); /* Unix seconds; logged by the load when less than 30 days are left */
+int64_t edge_tls_not_before(const struct edge_tls *t);
+/* Would a client that connects to this host name or address take it, as far as names go? */
+bool edge_tls_covers(const struct edge_tls *t, const char *host);
 struct edge_tls *edge_tls_ref(struct edge_tls *t);
 void edge_tls_unref(struct edge_tls **t);
 

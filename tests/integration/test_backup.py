@@ -3,19 +3,16 @@ changes nothing."""
 import json
 import os
 import re
-import shutil
-import signal
 import sqlite3
 import subprocess
 import threading
 import time
 
 import pytest
-import requests
 
 from admin_fixture import admin_stack
 from conftest import World
-from stack import BIN, SLOW, basic, wait_for
+from stack import BIN, SLOW
 
 CHUNK = 65536 + 16
 
@@ -30,12 +27,6 @@ def good(*args, config):
     r = cli(*args, config=config)
     assert r.returncode == 0, r
     return r.stdout
-
-
-def restart_admin(s):
-    address = s.admin_base
-    s.start_admin()
-    return address
 
 
 def snapshot(redis):

@@ -17,7 +17,7 @@ import requests
 
 from admin_fixture import admin_stack
 from conftest import World
-from stack import BIN, ROOT, SANITIZED, SLOW, Proc, basic, make_ca, wait_for
+from stack import BIN, ROOT, SANITIZED, SLOW, Proc, make_ca, wait_for
 
 UNITS = ROOT / "conf/systemd"
 TESTS_BIN = pathlib.Path(os.environ.get("PULLGATE_TESTS_BIN", BIN.parent / "tests"))
