@@ -1987,18 +1987,20 @@ static bool is_too_slow(struct conn *c, uint64_t now)
 static void on_sweep(void *ctx)
 {
     struct edge *e = ctx;
-    uint64_t now = loop_now_ms(e->loop);
+    uint64_t now = loop_now_ms(e->loop), buffered = 0;
     struct conn *c;
 
     TAILQ_FOREACH(c, &e->all, all)
     { /* conn_close() leaves the list alone */
         if (c->state == DEAD)
             continue;
+        buffered += c->out.cap + c->next.cap;
         if (c->deadline_ms && now >= c->deadline_ms)
             on_deadline(c);
         else if (is_too_slow(c, now))
             conn_gone(c, true);
     }
+    e->stats.buffered = buffered;
     timer_set(e->sweep, e->sweep_ms);
 }
 
@@ -2025,6 +2027,19 @@ static void evict_early(struct edge *e)
     if (c && edge_shared_connections(e->shared) > e->shared->soft_max &&
         loop_now_ms(e->loop) - c->since_ms >= e->cfg->limits.keepalive_idle_ms / 2)
         conn_close(c);
+}
+
+void edge_shed_idle(struct edge *e, unsigned n)
+{
+    struct conn *c, *next;
+
+    for (c = TAILQ_FIRST(&e->idle); c && n; c = next) {
+        next = TAILQ_NEXT(c, idle);
+        if (c->next.n)
+            continue; /* pipelined requests wait for their turn */
+        conn_close(c);
+        n--;
+    }
 }
 
 /* Before evhtp makes anything of it: may the client come in? */

@@ -2,6 +2,7 @@
 #include "pullgate/mem.h"
 
 #include <errno.h>
+#include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -72,6 +73,11 @@ void mem_free_secret(void *p, size_t n)
 {
     mem_cleanse(p, n);
     free(p);
+}
+
+void mem_trim(void)
+{
+    malloc_trim(0);
 }
 
 void mem_wrong(const char *why, const char *file, int line)

@@ -18,6 +18,7 @@
 #include "pullgate/log.h"
 #include "pullgate/mem.h"
 #include "pullgate/seal.h"
+#include "pullgate/slots.h"
 
 #define UPSTREAM_MAGIC 0x55505354u
 #define OP_MAGIC 0x55504f50u
@@ -33,6 +34,8 @@
 #define TOKEN_MARGIN_MS 30000u            /* renewed so long before its end, or a quarter of its life before */
 #define REFUSALS_MAX 3u                   /* 401s of one operation */
 #define TOKEN_REFUSED_MS 2000u            /* a refusal of the realm is remembered so long: many tries lock an account */
+#define TURN_MS 15000u                    /* for a connection to come free, where first_byte_ms says nothing */
+#define RETRY_AFTER_CROWDED_S 2u
 #define BACKOFF_FIRST_MS 50u              /* then four times as long each */
 #define TAG_PAGES_MAX 1000u
 #define TAG_TOKENS_MAX 2000000u           /* JSON values of one page of tags */
@@ -67,6 +70,7 @@ struct upstream {
     unsigned port;
     struct fetch_pool *meta, *blobs, *hops; /* hops: never carries a password for another host, and shares no connection with the rest */
     struct fetch_pool *auth;                /* to realms */
+    struct slots *meta_slots, *blob_slots;  /* curl would queue without bound and by age alone */
     enum auth auth_mode;
     char *realm, *service; /* of the last challenge that was believed */
     struct token *tokens;
@@ -105,6 +109,8 @@ struct upstream_op {
     bool by_digest;
     struct digest digest;
 
+    struct slot slot;
+    uint64_t owner;
     struct fetch *f;
     struct timer *timer;
     struct token *token; /* waited for */
@@ -397,6 +403,8 @@ struct upstream *upstream_new(struct loop *l, struct upstream_spec *take_spec, c
     }
     /* Blobs to slow clients hold their connections for hours: manifests and tokens must not queue behind them. */
     uint64_t n = u->lim.fetch.connections, meta = n / 4 ? n / 4 : 1;
+    u->meta_slots = slots_new(meta, u->lim.queue);
+    u->blob_slots = slots_new(n > meta ? n - meta : 1, u->lim.queue);
     u->meta = pool_new(u, meta, true);
     u->blobs = pool_new(u, n - meta, false);
     u->hops = pool_new(u, n, false);
@@ -451,6 +459,8 @@ void upstream_unref(struct upstream **pu)
     fetch_pool_free(&u->blobs);
     fetch_pool_free(&u->hops);
     fetch_pool_free(&u->auth);
+    slots_free(&u->meta_slots);
+    slots_free(&u->blob_slots);
     upstream_spec_free(&u->spec);
     mem_free(u->prefix);
     mem_free(u->realm);
@@ -523,6 +533,7 @@ static void op_free(struct upstream_op *op)
     struct upstream *u = op->u;
     op_wait_leave(op);
     fetch_cancel(&op->f);
+    slot_leave(&op->slot);
     timer_free(&op->timer);
     op_answer_clear(op);
     if (u->probe == op)
@@ -590,13 +601,51 @@ static void op_fail(struct upstream_op *op, enum err err, const char *fmt, ...)
     op_end_failed(op);
 }
 
+static void on_turn(void *ctx)
+{
+    timer_set(op_of(ctx)->timer, 0);
+}
+
+static void op_crowded(struct upstream_op *op, const char *why)
+{
+    if (op->u->lim.counters)
+        count_up(&op->u->lim.counters->crowded);
+    op->retry_after_s = RETRY_AFTER_CROWDED_S;
+    op_fail(op, ERR_UNAVAILABLE, "%s", why);
+}
+
+/* One connection an operation; who finds none free waits for its turn. */
+static void op_take_turn(struct upstream_op *op)
+{
+    struct upstream *u = op->u;
+    switch (slot_take(op->kind == OP_BLOB && !op->head ? u->blob_slots : u->meta_slots, &op->slot, op->owner, on_turn, op)) {
+    case SLOT_HELD:
+        op_send(op);
+        return;
+    case SLOT_WAITING:
+        timer_set(op->timer, u->lim.fetch.first_byte_ms ? u->lim.fetch.first_byte_ms : TURN_MS);
+        return;
+    default:
+        op_crowded(op, "too many wait for a connection to the upstream (limits.upstream_queue)");
+    }
+}
+
 static void on_op_timer(void *ctx)
 {
     struct upstream_op *op = op_of(ctx);
     if (op->err)
         op_end_failed(op);
-    else
+    else if (op->slot.state == SLOT_HELD)
         op_send(op);
+    else if (op->slot.state == SLOT_WAITING)
+        op_crowded(op, "no connection to the upstream came free in time (limits.upstream_connections)");
+    else
+        op_take_turn(op);
+}
+
+void upstream_op_for(struct upstream_op *op, uint64_t owner)
+{
+    op->owner = owner;
 }
 
 /* Fails from a later round of the loop: for what is found wrong inside the starting call. */

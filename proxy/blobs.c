@@ -103,6 +103,7 @@ struct blob {
     unsigned refs;
     struct digest digest;
     char *upstream_id, *upstream_repository; /* NULL: read from the cache */
+    uint64_t on_behalf; /* of this customer */
     uint64_t size_hint;
 
     enum blob_state state;
@@ -854,6 +855,7 @@ static void fill_request(struct blob *o)
     o->skip = 0;
     unlock(o->blobs);
     o->op = upstream_blob(o->upstream, str_c(o->upstream_repository), &o->digest, part ? &range : NULL, false, &handlers, o);
+    upstream_op_for(o->op, o->on_behalf);
 }
 
 static void fill_obey(struct blob *o, unsigned orders)
@@ -1621,6 +1623,7 @@ struct blob_reader *blob_join(struct blobs *b, struct worker *w, const struct bl
         o->upstream_id = str_dup(k->upstream_id);
         o->upstream_repository = str_dup(k->upstream_repository);
         o->size_hint = k->size_hint;
+        o->on_behalf = k->owner;
         o->hasher = hasher_new((enum digest_alg)k->digest.alg);
         o->refs = 2; /* the table, the filler */
         o->in_flights = true;

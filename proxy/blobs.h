@@ -41,6 +41,7 @@ unsigned *blobs_streams(struct blobs *b, struct worker *w);
 struct blob_key {
     struct str upstream_id, upstream_repository; /* borrowed during the call */
     struct digest digest;
+    uint64_t owner;     /* the customer (a hash) for whom it is fetched, if it has to be */
     uint64_t size_hint; /* from the manifest; 0 unknown. An upstream that says another length has failed */
 };
 

@@ -614,6 +614,7 @@ static void op_run(struct content_op *op)
     size_t n;
     enum step s;
 
+    repos_worker(op->c->repos)->on_behalf = customer_mark(op->ask.customer);
     switch (op->kind) {
     case OP_ASK:
         s = step_ask(op, &a);
@@ -878,6 +879,11 @@ void content_free(struct content **pc)
     repos_free(&c->repos);
     mem_free(c->tags);
     mem_free(c);
+}
+
+void content_shed(struct content *c)
+{
+    manifestcache_shrink(repos_manifests(c->repos), manifestcache_bytes(repos_manifests(c->repos)) / 2);
 }
 
 void content_held(const struct content *c, size_t *ret_manifests, size_t *ret_bytes)

@@ -16,6 +16,8 @@ struct content;
 struct content *content_new(struct worker *w);
 void content_free(struct content **c);
 /* Manifests held in this worker's memory, for the metrics. */
+/* Memory is short: half of the manifests that are held go, those used longest ago first. */
+void content_shed(struct content *c);
 void content_held(const struct content *c, size_t *ret_manifests, size_t *ret_bytes);
 struct repos *content_repos(struct content *c); /* contentrepo.h: for word from another worker */
 

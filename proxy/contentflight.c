@@ -43,6 +43,7 @@ struct flight {
     struct upstream *up; /* referenced */
     struct upstream_op *op;
     struct cache_op *cached;
+    uint64_t owner;  /* the customer who was first */
     bool want_bytes; /* TAG: GET, not HEAD */
     bool asked_upstream;
     bool ended;
@@ -144,6 +145,7 @@ static struct flight *flight_new(struct repo *r, enum flight_kind kind, struct s
     f->repo = repo_ref(r);
     f->kind = kind;
     f->hash = hash;
+    f->owner = repos_worker(r->repos)->on_behalf;
     f->tag = str_dup(tag);
     if (d)
         f->digest = *d;
@@ -559,6 +561,7 @@ static void part_start(struct flight *f, uint32_t node)
     struct part *p = part_free(f);
     p->of = f;
     p->digest = n.digest;
+    repos_worker(f->repo->repos)->on_behalf = f->owner;
     p->on = repo_manifest(f->repo, &n.digest, &p->w, on_part, p);
 }
 
@@ -874,23 +877,24 @@ static void flight_go(struct flight *f)
     switch (f->kind) {
     case FLIGHT_TAG:
         f->op = upstream_manifest(f->up, repository, str_c(f->tag), !f->want_bytes, on_tag, f);
-        return;
+        break;
     case FLIGHT_MANIFEST:
         f->op = upstream_manifest(f->up, repository, str_c(digest_text(&f->digest, text)), false, on_manifest, f);
-        return;
+        break;
     case FLIGHT_LIST:
         f->op = upstream_tags(f->up, repository, on_list, f);
-        return;
-    case FLIGHT_REFERRERS:
-        if (repos_now_ms(f->repo->repos) < f->repo->no_referrers_until_ms)
-            referrers_fallback(f); /* last statement: f may be gone */
-        else
-            f->op = upstream_referrers(f->up, repository, &f->digest, on_referrers, f);
-        return;
-    case FLIGHT_CLOSURE:
         break;
+    case FLIGHT_REFERRERS:
+        if (repos_now_ms(f->repo->repos) < f->repo->no_referrers_until_ms) {
+            referrers_fallback(f); /* last statement: f may be gone */
+            return;
+        }
+        f->op = upstream_referrers(f->up, repository, &f->digest, on_referrers, f);
+        break;
+    case FLIGHT_CLOSURE:
+        WRONG("a closure has no upstream of its own");
     }
-    WRONG("a closure has no upstream of its own");
+    upstream_op_for(f->op, f->owner);
 }
 
 static void flight_abort(struct flight *f)

@@ -10,12 +10,16 @@
 #include "pullgate/mem.h"
 
 #include "accesslog.h"
+#include "admission.h"
 #include "guard.h"
 #include "metrics.h"
 #include "pullevent.h"
 
 #define HOLD_RETRY_MS 200 /* between tries of a step whose dependency could not tell */
-#define TURN_RETRY_MS 10  /* between tries of an exchange that waits for others of its customer */
+#define TURN_LOOK_MS 20   /* how late a turn may come that another worker has made free */
+#define RANGE_BYTES (256 * 1024) /* of a transfer of its own, beside what waits for the client: libcurl's buffer, twice while it is paused */
+#define CUSTOMER_PART 1   /* of the transfers that may be: as many as are free, so a half alone */
+#define UPSTREAM_PART 3   /* three quarters alone: one that is slow leaves room for the others */
 
 static const char *const end_texts[] = {
 #define X(name, text) [END_##name] = text,
@@ -51,6 +55,12 @@ void exchange_run(struct exchange *ex)
 
 /* ---- route ---------------------------------------------------------------------------------- */
 
+static enum next overloaded(struct exchange *ex, enum admission_refused why, struct str message, const char *fields)
+{
+    admission_count(ex->w->proxy->admission, why);
+    return respond_oci_error(ex, 503, "UNAVAILABLE", message, END_OVERLOADED, fields);
+}
+
 static enum next step_route(struct exchange *ex)
 {
     const struct head *h = ex->head;
@@ -59,8 +69,9 @@ static enum next step_route(struct exchange *ex)
     ex->is_head = h->method == HEAD_HEAD;
     ex->step = EX_AUTHN;
     bool is_token = str_eq(h->path, S("/token"));
-    if (__atomic_load_n(&ex->w->proxy->is_short_of_memory, __ATOMIC_RELAXED) && (is_token || str_starts(h->path, S("/v2/"))))
-        return respond_oci_error(ex, 503, "UNAVAILABLE", S("too busy, try again"), END_OVERLOADED, "Retry-After: 5\r\n");
+    enum admission_level admits = admission_level(ex->w->proxy->admission);
+    if (admits == ADMIT_NONE && (is_token || str_starts(h->path, S("/v2/")))) /* before anything is looked up or kept for it */
+        return overloaded(ex, REFUSED_MEMORY, S("too busy, try again"), "Retry-After: 5\r\n");
     if (is_token) {
         if (h->method != HEAD_GET && h->method != HEAD_POST)
             return respond_oci_error(ex, 405, "UNSUPPORTED", S("the token endpoint takes GET and POST"), END_REFUSED, "Allow: GET, POST\r\n");
@@ -91,6 +102,8 @@ static enum next step_route(struct exchange *ex)
     }
     if (ex->oci.kind == OCI_UPLOAD)
         return respond_oci_error(ex, 405, "UNSUPPORTED", S("this registry serves pulls only"), END_REFUSED, "Allow: GET, HEAD\r\n");
+    if (admits == ADMIT_SMALL && ex->oci.kind == OCI_BLOB && !ex->is_head)
+        return overloaded(ex, REFUSED_MEMORY_BLOB, S("too busy for blobs, try again"), "Retry-After: 5\r\n");
     ex->route = ROUTE_REGISTRY;
     return NEXT_STEP;
 }
@@ -98,12 +111,14 @@ static enum next step_route(struct exchange *ex)
 /* ---- answer --------------------------------------------------------------------------------- */
 
 static enum next answer_given(struct exchange *ex);
+static void wait_give(struct exchange *ex);
 
 static void on_content(void *ctx, struct content_answer *a)
 {
     struct exchange *ex = EXCHANGE(ctx);
 
     ex->content_op = NULL;
+    wait_give(ex);
     ex->answer = *a;
     /* The message's buffer moves to us; content frees what it finds there. */
     a->message = (struct strbuf){0};
@@ -188,8 +203,86 @@ static void exchange_keep(struct exchange *ex)
     ex->head = NULL;
 }
 
+/* What the customer and its upstream hold while this transfer lasts. False: it waits for its turn, or has been answered (*ret_next). */
+static bool stream_take(struct exchange *ex, enum next *ret_next)
+{
+    struct guard *g = ex->w->proxy->guard;
+    struct str customer = str_c(ex->credential->credential->customer_id), upstream = str_c(ex->repository->repository->upstream_id);
+    uint64_t max = ex->w->cfg->limits.streams_per_worker * ex->w->proxy->n_workers;
+    bool by_customer = !guard_share_take(g, SHARE_CUSTOMER_STREAMS, customer, CUSTOMER_PART, max);
+
+    if (!by_customer && guard_share_take(g, SHARE_UPSTREAM_STREAMS, upstream, UPSTREAM_PART, max)) {
+        ex->has_stream = true;
+        ex->stream_customer = str_dup(customer); /* facts may be looked up anew while it lasts */
+        ex->stream_upstream = str_dup(upstream);
+        return true;
+    }
+    if (!by_customer)
+        guard_share_give(g, SHARE_CUSTOMER_STREAMS, customer);
+    if (exchange_wait_turn(ex)) {
+        *ret_next = NEXT_WAIT;
+    } else if (by_customer) { /* 429: most clients come again, where a 503 ends their pull */
+        admission_count(ex->w->proxy->admission, REFUSED_CUSTOMER);
+        ex->reason = REASON_RATE_LIMITED;
+        *ret_next = respond_oci_error(ex, 429, "TOOMANYREQUESTS", S("too many transfers of this customer at once, try again"), END_RATE_LIMITED,
+                                      "Retry-After: 2\r\n");
+    } else {
+        *ret_next = overloaded(ex, REFUSED_UPSTREAM, S("too many transfers at once, try again"), "Retry-After: 2\r\n");
+    }
+    return false;
+}
+
+static void stream_give(struct exchange *ex)
+{
+    if (!ex->has_stream)
+        return;
+    ex->has_stream = false;
+    guard_share_give(ex->w->proxy->guard, SHARE_CUSTOMER_STREAMS, str_c(ex->stream_customer));
+    guard_share_give(ex->w->proxy->guard, SHARE_UPSTREAM_STREAMS, str_c(ex->stream_upstream));
+    MEM_FREE(ex->stream_customer);
+    MEM_FREE(ex->stream_upstream);
+    turns_wake(ex->w->turns);
+}
+
+/* Requests that wait for one upstream: a slow one must not have every connection of ours. */
+static bool wait_take(struct exchange *ex)
+{
+    struct str upstream = str_c(ex->repository != NULL ? ex->repository->repository->upstream_id : NULL);
+
+    if (ex->has_wait || upstream.n == 0)
+        return true;
+    if (!guard_share_take(ex->w->proxy->guard, SHARE_UPSTREAM_WAITS, upstream, UPSTREAM_PART, ex->w->cfg->limits.connections / 2 + 1))
+        return false;
+    ex->has_wait = true;
+    return true;
+}
+
+static void wait_give(struct exchange *ex)
+{
+    if (ex->has_wait)
+        guard_share_give(ex->w->proxy->guard, SHARE_UPSTREAM_WAITS, str_c(ex->repository->repository->upstream_id));
+    ex->has_wait = false;
+}
+
+static void flight_give(struct exchange *ex)
+{
+    if (!ex->in_flight)
+        return;
+    ex->in_flight = false;
+    guard_customer_done(ex->w->proxy->guard, str_c(ex->credential->credential->customer_id));
+    turns_wake(ex->w->turns);
+}
+
 static enum next blob_relay(struct exchange *ex)
 {
+    enum next refused;
+
+    /* A part of a blob may come past the file, through memory. */
+    if (!ex->is_head && head_get(ex->head, "range", NULL).n > 0 &&
+        !admission_reserve(ex->w->proxy->admission, ex->w->cfg->limits.buffer_high + RANGE_BYTES))
+        return overloaded(ex, REFUSED_MEMORY_BLOB, S("too busy for blobs, try again"), "Retry-After: 5\r\n");
+    if (!ex->has_stream && !stream_take(ex, &refused))
+        return refused;
     struct strbuf fields = {0};
     const struct fact_repository *repo = ex->repository->repository;
     struct relay_ask ask = {
@@ -198,6 +291,7 @@ static enum next blob_relay(struct exchange *ex)
         .upstream_repository = str_c(repo->upstream_repository),
         .repository_id = str_c(repo->id),
         .digest = ex->oci.digest,
+        .owner = customer_mark(ex->customer),
         .size_hint = ex->answer.size,
         .head_only = ex->is_head,
         .range = head_get(ex->head, "range", NULL),
@@ -206,9 +300,7 @@ static enum next blob_relay(struct exchange *ex)
     respond_common_fields(ex, &fields);
     ask.fields = sb_str(&fields);
     exchange_keep(ex);
-    if (ex->in_flight) /* decided: what follows is a transfer */
-        guard_customer_done(ex->w->proxy->guard, str_c(ex->credential->credential->customer_id));
-    ex->in_flight = false;
+    flight_give(ex); /* decided: what follows is a transfer */
     ex->relay = relay_start(ex->w, &ask, on_relay_done, ex);
     sb_free(&fields);
     return NEXT_WAIT;
@@ -246,6 +338,7 @@ static enum next step_answer(struct exchange *ex)
     case OCI_TAGS:
     case OCI_CATALOG:
     case OCI_REFERRERS:
+        ex->w->on_behalf = customer_mark(ex->customer);
         return discovery_start(ex);
     case OCI_MANIFEST:
     case OCI_BLOB:
@@ -265,10 +358,14 @@ static enum next step_answer(struct exchange *ex)
     };
     sb_free(&ex->answer.message);
     memset(&ex->answer, 0, sizeof ex->answer);
+    ex->w->on_behalf = customer_mark(ex->customer);
     ex->content_op = content_ask(ex->w->content, &ex->ask, &ex->answer, on_content, ex);
-    if (ex->content_op != NULL)
+    if (ex->content_op == NULL)
+        return answer_given(ex);
+    if (wait_take(ex))
         return NEXT_WAIT;
-    return answer_given(ex);
+    content_cancel(&ex->content_op);
+    return overloaded(ex, REFUSED_UPSTREAM, S("too many requests wait for the vendor's registry, try again"), "Retry-After: 5\r\n");
 }
 
 /* ---- waiting for what could not tell --------------------------------------------------------- */
@@ -278,8 +375,8 @@ static void on_retry(void *ctx)
     exchange_run(EXCHANGE(ctx));
 }
 
-/* Facts may have moved meanwhile: it begins again from the head. */
-static void begin_again(struct exchange *ex, uint64_t after_ms)
+/* Facts may have moved meanwhile: it will begin again from the head. */
+static void rewind_exchange(struct exchange *ex)
 {
     fact_unref(&ex->customer);
     fact_unref(&ex->repository);
@@ -294,9 +391,6 @@ static void begin_again(struct exchange *ex, uint64_t after_ms)
     ex->reason = REASON_UNKNOWN;
     ex->status = 0;
     ex->step = EX_ROUTE;
-    if (ex->retry == NULL)
-        ex->retry = timer_new(ex->w->loop, on_retry, ex);
-    timer_set(ex->retry, after_ms);
 }
 
 bool exchange_wait_turn(struct exchange *ex)
@@ -305,10 +399,18 @@ bool exchange_wait_turn(struct exchange *ex)
 
     if (ex->turn_until_ms == 0)
         ex->turn_until_ms = now + ex->w->cfg->cache.hold_on_unknown_ms;
-    if (now + TURN_RETRY_MS >= ex->turn_until_ms)
+    if (now + TURN_LOOK_MS >= ex->turn_until_ms)
         return false;
-    begin_again(ex, TURN_RETRY_MS);
+    uint64_t key = customer_mark(ex->customer);
+    flight_give(ex);
+    rewind_exchange(ex);
+    turns_wait(ex->w->turns, key, &ex->turn);
     return true;
+}
+
+void exchange_on_turn(struct turn *t)
+{
+    exchange_run(EXCHANGE((char *)t - offsetof(struct exchange, turn)));
 }
 
 enum next exchange_hold_or_fail(struct exchange *ex, enum err err, unsigned retry_after_s, const char *detail)
@@ -321,10 +423,11 @@ enum next exchange_hold_or_fail(struct exchange *ex, enum err err, unsigned retr
     log_limited(&last_log, 1000, LOG_LEVEL_WARN, "request %s cannot be decided yet: %s%s%s", ex->id, err_text(err), detail != NULL ? ": " : "",
                 detail != NULL ? detail : "");
     if (now + HOLD_RETRY_MS < ex->hold_until_ms) {
-        if (ex->in_flight) /* another may be decided meanwhile */
-            guard_customer_done(ex->w->proxy->guard, str_c(ex->credential->credential->customer_id));
-        ex->in_flight = false;
-        begin_again(ex, HOLD_RETRY_MS);
+        flight_give(ex); /* another may be decided meanwhile */
+        rewind_exchange(ex);
+        if (ex->retry == NULL)
+            ex->retry = timer_new(ex->w->loop, on_retry, ex);
+        timer_set(ex->retry, HOLD_RETRY_MS);
         return NEXT_WAIT;
     }
     return respond_unavailable(ex, err, retry_after_s);
@@ -461,6 +564,9 @@ void exchange_end(struct exchange *ex, enum end cause)
     relay_cancel(&ex->relay);
     discovery_cancel(&ex->discovery);
     timer_free(&ex->retry);
+    turns_leave(w->turns, &ex->turn);
+    wait_give(ex);
+    stream_give(ex);
 
     struct str agent = ex->head != NULL ? head_get(ex->head, "user-agent", NULL) : ex->agent;
     const struct fact_credential *c = ex->credential != NULL ? ex->credential->credential : NULL;
@@ -503,8 +609,7 @@ void exchange_end(struct exchange *ex, enum end cause)
                                   .first_byte_us = first_byte_us,
                                   .total_us = total_us,
                               });
-    if (ex->in_flight)
-        guard_customer_done(w->proxy->guard, str_c(c->customer_id));
+    flight_give(ex);
     fact_unref(&ex->customer);
     fact_unref(&ex->repository);
     fact_unref(&ex->credential);

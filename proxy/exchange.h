@@ -13,6 +13,7 @@
 #include "content.h"
 #include "facts.h"
 #include "relay.h"
+#include "turns.h"
 #include "worker.h"
 
 /* Why an exchange ended. The access line prints it. */
@@ -64,6 +65,9 @@ struct exchange {
     enum route route;
     bool is_head;
     bool in_flight; /* counted by the guard */
+    bool has_stream, has_wait; /* shares held by the guard */
+    char *stream_customer, *stream_upstream; /* whose */
+    struct turn turn;          /* waits for others of its customer */
     char id[EXCHANGE_REQUEST_ID_MAX];
     uint64_t start_us;
     uint64_t hold_until_ms; /* monotonic: a passing "cannot know" is tried again until then */
@@ -121,8 +125,9 @@ void exchange_end(struct exchange *ex, enum end cause);
 /* A dependency could not tell: try this step again in a moment while hold_until_ms allows (NEXT_WAIT), else 503 (NEXT_DONE). */
 enum next exchange_hold_or_fail(struct exchange *ex, enum err err, unsigned retry_after_s, const char *detail);
 
-/* Too busy for this one right now: true when it begins again in a moment, false when it has waited long enough. */
+/* Too busy for this one right now: true when it begins again in its turn, false when it has waited long enough. */
 bool exchange_wait_turn(struct exchange *ex);
+void exchange_on_turn(struct turn *t); /* for turns_new() */
 
 /* Steps. authn.c: */
 enum next authn_step(struct exchange *ex);

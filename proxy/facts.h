@@ -46,6 +46,11 @@ struct fact {
     struct upstream_spec *upstream;
 };
 struct fact *fact_ref(struct fact *f);
+/* A customer as a number, for who deals out turns: never 0. */
+static inline uint64_t customer_mark(const struct fact *customer)
+{
+    return str_hash(str_c(customer->name)) | 1;
+}
 void fact_unref(struct fact **f);
 
 struct config;

@@ -34,10 +34,11 @@ struct seen { /* a wrong secret, from an address or for a user name */
     unsigned n;
 };
 
-struct customer {
+struct customer { /* or an upstream: their ids differ */
     struct customer *next;
     uint64_t hash;
     uint64_t inflight;
+    uint64_t shares[GUARD_SHARES];
     uint64_t at_ms;
     uint64_t milli;
     size_t id_n;
@@ -57,6 +58,7 @@ struct guard {
     atomic_uint_fast64_t per_all;                 /* a second, of everybody; 0: off */
     atomic_uint_fast64_t inflight, per_second;    /* 0: off */
     atomic_uint_fast64_t auth_failures, refused_address, refused_user, refused_all, customer_refused;
+    atomic_uint_fast64_t shared[GUARD_SHARES]; /* by all parties together */
     pthread_mutex_t all_lock;
     uint64_t all_at_ms, all_milli; /* the bucket of all failures; under all_lock */
     struct shard shards[SHARDS];
@@ -297,7 +299,10 @@ static void customers_trim(struct shard *s)
     for (unsigned i = 0; i < CHAINS; i++)
         for (struct customer **at = &s->customers[i]; *at;) {
             struct customer *c = *at;
-            if (c->inflight) {
+            bool is_held = c->inflight > 0;
+            for (unsigned k = 0; k < GUARD_SHARES; k++)
+                is_held |= c->shares[k] > 0;
+            if (is_held) {
                 at = &c->next;
                 continue;
             }
@@ -307,31 +312,37 @@ static void customers_trim(struct shard *s)
         }
 }
 
+static struct customer *customer_get(struct shard *s, uint64_t h, struct str id, uint64_t per_second)
+{
+    struct customer **at = customer_at(s, h, id), *c;
+
+    if (*at)
+        return *at;
+    if (s->n_customers >= CUSTOMERS_MAX) {
+        customers_trim(s);
+        at = customer_at(s, h, id);
+    }
+    c = mem_zalloc(sizeof *c + id.n);
+    c->hash = h;
+    c->id_n = id.n;
+    memcpy(c->id, id.p, id.n);
+    c->milli = per_second * 1000;
+    *at = c;
+    s->n_customers++;
+    return c;
+}
+
 bool guard_customer_begin(struct guard *g, struct str customer_id, unsigned *ret_retry_after_s)
 {
     uint64_t inflight = atomic_load_explicit(&g->inflight, memory_order_relaxed);
     uint64_t per_second = atomic_load_explicit(&g->per_second, memory_order_relaxed);
     uint64_t h = str_hash(customer_id), wait_ms = 1000;
     struct shard *s = &g->shards[h % SHARDS];
-    struct customer **at, *c;
+    struct customer *c;
     bool ok = true, too_many = false;
 
     pthread_mutex_lock(&s->lock);
-    at = customer_at(s, h, customer_id);
-    if (!*at) {
-        if (s->n_customers >= CUSTOMERS_MAX) {
-            customers_trim(s);
-            at = customer_at(s, h, customer_id);
-        }
-        c = mem_zalloc(sizeof *c + customer_id.n);
-        c->hash = h;
-        c->id_n = customer_id.n;
-        memcpy(c->id, customer_id.p, customer_id.n);
-        c->milli = per_second * 1000;
-        *at = c;
-        s->n_customers++;
-    }
-    c = *at;
+    c = customer_get(s, h, customer_id, per_second);
     if (inflight && c->inflight >= inflight)
         ok = !(too_many = true);
     else if (per_second)
@@ -357,6 +368,37 @@ void guard_customer_done(struct guard *g, struct str customer_id)
     AN(c && c->inflight);
     c->inflight--;
     pthread_mutex_unlock(&s->lock);
+}
+
+bool guard_share_take(struct guard *g, enum guard_share what, struct str id, unsigned part, uint64_t max)
+{
+    uint64_t h = str_hash(id), all = atomic_fetch_add_explicit(&g->shared[what], 1, memory_order_relaxed);
+    struct shard *s = &g->shards[h % SHARDS];
+    bool ok = false;
+
+    if (all < max) {
+        pthread_mutex_lock(&s->lock);
+        struct customer *c = customer_get(s, h, id, atomic_load_explicit(&g->per_second, memory_order_relaxed));
+        ok = c->shares[what] < (max - all) * part;
+        c->shares[what] += ok;
+        pthread_mutex_unlock(&s->lock);
+    }
+    if (!ok)
+        atomic_fetch_sub_explicit(&g->shared[what], 1, memory_order_relaxed);
+    return ok;
+}
+
+void guard_share_give(struct guard *g, enum guard_share what, struct str id)
+{
+    uint64_t h = str_hash(id);
+    struct shard *s = &g->shards[h % SHARDS];
+
+    pthread_mutex_lock(&s->lock);
+    struct customer *c = *customer_at(s, h, id);
+    AN(c && c->shares[what]);
+    c->shares[what]--;
+    pthread_mutex_unlock(&s->lock);
+    atomic_fetch_sub_explicit(&g->shared[what], 1, memory_order_relaxed);
 }
 
 void guard_counters(const struct guard *g, struct guard_counters *ret)

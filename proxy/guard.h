@@ -29,6 +29,12 @@ bool guard_auth_failed(struct guard *g, const uint8_t addr[16], struct str autho
 bool guard_customer_begin(struct guard *g, struct str customer_id, unsigned *ret_retry_after_s);
 void guard_customer_done(struct guard *g, struct str customer_id);
 
+/* Shares of what is scarce for the whole process. A party may hold `part` times as much as is left of max: with 1 a customer alone gets at
+ * most a half, two get a third each, and something is left for who comes next. Each true is given back. */
+enum guard_share { SHARE_CUSTOMER_STREAMS, SHARE_UPSTREAM_STREAMS, SHARE_UPSTREAM_WAITS, GUARD_SHARES };
+bool guard_share_take(struct guard *g, enum guard_share what, struct str id, unsigned part, uint64_t max);
+void guard_share_give(struct guard *g, enum guard_share what, struct str id);
+
 struct guard_counters { /* since the start */
     uint64_t auth_failures;         /* refused sign-ins */
     uint64_t auth_refused_address;  /* of them 429 by address */

@@ -21,13 +21,13 @@
 #include "pullgate/sandbox.h"
 
 #include "accesslog.h"
+#include "admission.h"
 #include "blobs.h"
 #include "guard.h"
 #include "metrics.h"
 #include "worker.h"
 
 #define MAX_WORKERS 256
-#define MEMORY_LOOK_MS 1000 /* how often limits.memory is looked after */
 
 static const char usage_text[] =
     "usage: pullgate-proxy [--config FILE] [--check] [--show-config] [--version]\n"
@@ -38,7 +38,7 @@ static const char usage_text[] =
 struct program {
     struct proxy proxy;
     struct loop *loop; /* main thread: signals, drain deadline */
-    struct timer *drain_deadline, *join_poll, *watchdog, *memory;
+    struct timer *drain_deadline, *join_poll, *watchdog;
     struct reload *reload;
     struct monitor *monitor;
     struct listeners *sockets, metrics_sockets; /* one set a worker; and the monitor's */
@@ -114,20 +114,6 @@ static void on_watchdog(void *ctx)
     timer_set(g->watchdog, g->watchdog_ms / 3);
 }
 
-static void on_memory(void *ctx)
-{
-    struct program *g = ctx;
-    uint64_t limit = g->proxy.cfg->limits.memory_bytes, resident = limit > 0 ? metrics_resident_bytes() : 0;
-    bool was_short = g->proxy.is_short_of_memory, is_short = limit > 0 && resident > limit;
-
-    if (is_short && !was_short)
-        log_warn("%llu MiB resident is above limits.memory: requests are answered 503", (unsigned long long)(resident >> 20));
-    else if (was_short && !is_short)
-        log_info("resident memory is below limits.memory again");
-    __atomic_store_n(&g->proxy.is_short_of_memory, is_short, __ATOMIC_RELAXED);
-    timer_set(g->memory, MEMORY_LOOK_MS);
-}
-
 static void on_metrics(void *ctx, struct strbuf *ret)
 {
     struct program *g = ctx;
@@ -164,6 +150,7 @@ static void on_configuration(void *ctx, struct config *cfg, struct edge_tls *tls
         p->tls = edge_tls_ref(tls);
     }
     guard_configure(p->guard, cfg);
+    admission_configure(p->admission, cfg);
     blobs_configure(p->blobs, cfg);
     accesslog_reopen(p->accesslog);
     for (unsigned i = 0; i < p->n_workers; i++)
@@ -258,6 +245,7 @@ static enum err serve(struct program *g, struct error *error)
     p->workers = mem_calloc(p->n_workers, sizeof *p->workers);
     p->edge_shared = edge_shared_new(cfg->limits.connections, cfg->limits.connections_per_ip);
     p->guard = guard_new(cfg);
+    p->admission = admission_new(g->loop, p);
     p->metrics = proxy_metrics_new(p);
     if ((e = accesslog_new(cfg, &p->accesslog, error)) != ERR_OK)
         return e;
@@ -396,7 +384,6 @@ int main(int argc, char **argv)
     g.drain_deadline = timer_new(g.loop, on_drain_deadline, &g);
     g.join_poll = timer_new(g.loop, on_join_poll, &g);
     g.watchdog = timer_new(g.loop, on_watchdog, &g);
-    g.memory = timer_new(g.loop, on_memory, &g);
     static const struct reload_handlers reloading = {.tls = tls_of, .apply = on_configuration};
     struct reload_handlers h = reloading;
     h.ctx = &g;
@@ -408,7 +395,6 @@ int main(int argc, char **argv)
     g.watchdog_ms = notify_watchdog_ms();
     if (g.watchdog_ms > 0)
         on_watchdog(&g);
-    on_memory(&g);
     notify_ready();
     loop_run(g.loop);
 
@@ -428,12 +414,12 @@ int main(int argc, char **argv)
     timer_free(&g.drain_deadline);
     timer_free(&g.join_poll);
     timer_free(&g.watchdog);
-    timer_free(&g.memory);
     monitor_free(&g.monitor);
     reload_free(&g.reload);
     loop_free(g.loop);
     blobs_free(&g.proxy.blobs);
     guard_free(&g.proxy.guard);
+    admission_free(&g.proxy.admission);
     accesslog_free(&g.proxy.accesslog);
     proxy_metrics_free(&g.proxy.metrics);
     edge_shared_free(&g.proxy.edge_shared);

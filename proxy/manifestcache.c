@@ -238,6 +238,22 @@ struct blob_bytes *manifestcache_put(struct manifestcache *mc, const struct dige
     return cache_put(mc, d, mt, bytes);
 }
 
+static void cache_shrink(struct manifestcache *mc, size_t max_bytes)
+{
+    while (mc->oldest && mc->bytes > max_bytes)
+        entry_drop(mc, mc->oldest);
+}
+
+void manifestcache_shrink(struct manifestcache *mc, size_t max_bytes)
+{
+    cache_shrink(mc, max_bytes);
+    if (!mc->shares)
+        return;
+    pthread_mutex_lock(&shared.lock);
+    cache_shrink(shared.cache, max_bytes);
+    pthread_mutex_unlock(&shared.lock);
+}
+
 size_t manifestcache_bytes(const struct manifestcache *mc)
 {
     return mc->bytes;

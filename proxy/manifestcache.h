@@ -24,6 +24,8 @@ struct blob_bytes *manifestcache_get(struct manifestcache *mc, const struct dige
  * cache (a document larger than the cache does not). NULL: no memory. */
 struct blob_bytes *manifestcache_put(struct manifestcache *mc, const struct digest *d, enum media_type mt, struct str bytes);
 
+/* Down to so many bytes; the process's shared one too. */
+void manifestcache_shrink(struct manifestcache *mc, size_t max_bytes);
 size_t manifestcache_bytes(const struct manifestcache *mc);
 size_t manifestcache_count(const struct manifestcache *mc);
 

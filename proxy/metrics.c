@@ -10,6 +10,7 @@
 #include "pullgate/metrics.h"
 
 #include "accesslog.h"
+#include "admission.h"
 #include "blobs.h"
 #include "exchange.h"
 #include "guard.h"
@@ -41,6 +42,8 @@ static const char *const steps[] = {"facts", "first_byte", "total"};
 static const char *const sources[] = {"cache", "upstream"};
 static const char *const joins[] = {"hit", "miss", "joined"};
 static const char *const auth_refusals[] = {"address", "user", "all"};
+static const char *const refusals[ADMISSION_REFUSED] = {
+    [REFUSED_MEMORY] = "memory", [REFUSED_MEMORY_BLOB] = "memory_blob", [REFUSED_CUSTOMER] = "customer_share", [REFUSED_UPSTREAM] = "upstream_share"};
 static const char *const versions[] = {PULLGATE_VERSION};
 
 #define N(a) (sizeof(a) / sizeof *(a))
@@ -81,6 +84,11 @@ enum family {
     F_MANIFESTS,
     F_MANIFEST_BYTES,
     F_WORKERS,
+    F_BUFFERED,
+    F_WAITING,
+    F_MEMORY_LIMIT,
+    F_MEMORY_LEVEL,
+    F_REFUSED,
     FAMILIES
 };
 
@@ -127,6 +135,12 @@ static const struct metrics_family families[FAMILIES] = {
     [F_BLOB_RESUMED] = {.name = "pullgate_blob_resumed_total", .help = "Broken transfers from upstreams that were continued.", .type = METRICS_COUNTER},
     [F_MANIFESTS] = {.name = "pullgate_manifests", .help = "Manifests held in memory, all workers together.", .type = METRICS_GAUGE},
     [F_MANIFEST_BYTES] = {.name = "pullgate_manifest_bytes", .help = "Memory that held manifests take.", .type = METRICS_GAUGE},
+    [F_BUFFERED] = {.name = "pullgate_buffered_bytes", .help = "Memory with bytes that wait for clients.", .type = METRICS_GAUGE},
+    [F_WAITING] = {.name = "pullgate_requests_waiting", .help = "Requests that wait for others of their customer.", .type = METRICS_GAUGE},
+    [F_MEMORY_LIMIT] = {.name = "pullgate_memory_limit_bytes", .help = "Resident memory that admission keeps below; 0: no bound.", .type = METRICS_GAUGE},
+    [F_MEMORY_LEVEL] = {.name = "pullgate_memory_level", .help = "0: all is admitted, 1: no further blobs, 2: no requests.", .type = METRICS_GAUGE},
+    [F_REFUSED] = {.name = "pullgate_admission_refused_total", .help = "Requests refused for want of memory, or of a share of the transfers.",
+                   .type = METRICS_COUNTER, .labels = {LABEL("why", refusals)}},
     [F_WORKERS] = {.name = "pullgate_workers", .help = "Worker threads.", .type = METRICS_GAUGE},
 };
 
@@ -201,6 +215,8 @@ static void publish(struct worker_metrics *wm)
         {F_EVENTS_QUEUED, pullevents_queued(w->events)},
         {F_MANIFESTS, manifests},
         {F_MANIFEST_BYTES, manifest_bytes},
+        {F_BUFFERED, st.buffered},
+        {F_WAITING, turns_waiting(w->turns)},
     };
     for (size_t i = 0; i < N(values); i++)
         metrics_set(wm->shard, values[i].family, 0, values[i].value);
@@ -292,10 +308,12 @@ static void gather_process(struct proxy *p)
     struct metrics_shard *s = metrics_shard(p->metrics->registry, p->n_workers);
     struct guard_counters guard;
     struct blobs_stats blobs;
+    struct admission_stats admission;
     uint64_t now = clock_mono_ms();
 
     guard_counters(p->guard, &guard);
     blobs_stats(p->blobs, &blobs);
+    admission_stats(p->admission, &admission);
     const struct {
         enum family family;
         unsigned series;
@@ -317,6 +335,12 @@ static void gather_process(struct proxy *p)
         {F_BLOB_DROPPED, 0, blobs.dropped_bad},
         {F_BLOB_MISMATCHES, 0, blobs.mismatches},
         {F_BLOB_RESUMED, 0, blobs.resumed},
+        {F_MEMORY_LIMIT, 0, admission.limit_bytes},
+        {F_MEMORY_LEVEL, 0, admission.level},
+        {F_REFUSED, REFUSED_MEMORY, admission.refused[REFUSED_MEMORY]},
+        {F_REFUSED, REFUSED_MEMORY_BLOB, admission.refused[REFUSED_MEMORY_BLOB]},
+        {F_REFUSED, REFUSED_CUSTOMER, admission.refused[REFUSED_CUSTOMER]},
+        {F_REFUSED, REFUSED_UPSTREAM, admission.refused[REFUSED_UPSTREAM]},
     };
     for (size_t i = 0; i < N(values); i++)
         metrics_set(s, values[i].family, values[i].series, values[i].value);
@@ -352,6 +376,7 @@ static size_t gather_upstreams(const struct proxy_metrics *m, struct upstream_su
             for (size_t c = 0; c < N(from->answers); c++)
                 ret[at].n.answers[c] += __atomic_load_n(&from->answers[c], __ATOMIC_RELAXED);
             ret[at].n.retries += __atomic_load_n(&from->retries, __ATOMIC_RELAXED);
+            ret[at].n.crowded += __atomic_load_n(&from->crowded, __ATOMIC_RELAXED);
             ret[at].n.rested += __atomic_load_n(&from->rested, __ATOMIC_RELAXED);
             ret[at].n.is_open += __atomic_load_n(&from->is_open, __ATOMIC_RELAXED);
         }
@@ -362,7 +387,7 @@ static size_t gather_upstreams(const struct proxy_metrics *m, struct upstream_su
 static void write_upstreams(const struct proxy_metrics *m, struct strbuf *ret)
 {
     static const char requests[] = "pullgate_upstream_requests_total", retries[] = "pullgate_upstream_retries_total",
-                      rested[] = "pullgate_upstream_rested_total", open[] = "pullgate_upstream_breakers_open";
+                      rested[] = "pullgate_upstream_rested_total", open[] = "pullgate_upstream_breakers_open", crowded[] = "pullgate_upstream_crowded_total";
     struct upstream_sum sums[2 * UPSTREAMS_MAX]; /* workers may have met different ones first */
     size_t n = gather_upstreams(m, sums, N(sums));
 
@@ -377,6 +402,9 @@ static void write_upstreams(const struct proxy_metrics *m, struct strbuf *ret)
     metrics_write_head(ret, rested, "Operations refused because the upstream's breaker was open.", METRICS_COUNTER);
     for (size_t i = 0; i < n; i++)
         metrics_write_line(ret, rested, "upstream", str_c(sums[i].id), NULL, (struct str){0}, sums[i].n.rested);
+    metrics_write_head(ret, crowded, "Operations refused because too many waited for a connection to the upstream, or too long.", METRICS_COUNTER);
+    for (size_t i = 0; i < n; i++)
+        metrics_write_line(ret, crowded, "upstream", str_c(sums[i].id), NULL, (struct str){0}, sums[i].n.crowded);
     metrics_write_head(ret, open, "Workers whose breaker to the upstream is open.", METRICS_GAUGE);
     for (size_t i = 0; i < n; i++)
         metrics_write_line(ret, open, "upstream", str_c(sums[i].id), NULL, (struct str){0}, sums[i].n.is_open);

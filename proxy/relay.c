@@ -46,6 +46,7 @@ struct relay {
 
     char *upstream_id, *upstream_repository, *range_field, *fields;
     struct digest digest;
+    uint64_t owner;
     uint64_t size_hint;
     bool head_only;
 
@@ -267,6 +268,7 @@ static struct blob_key relay_key(const struct relay *r)
         .upstream_id = str_c(r->upstream_id),
         .upstream_repository = str_c(r->upstream_repository),
         .digest = r->digest,
+        .owner = r->owner,
         .size_hint = r->size_hint,
     };
 }
@@ -462,7 +464,8 @@ static enum fetch_next on_direct_body(void *ctx, const void *data, size_t n)
     struct relay *r = RELAY(ctx);
     const char *p = data;
 
-    if (r->head_sent && edge_pending(r->req) >= r->worker->cfg->limits.buffer_high) {
+    size_t pending = r->head_sent ? edge_pending(r->req) : 0; /* what comes would go above: but a small bound must not stop it for good */
+    if (pending > r->worker->cfg->limits.buffer_low && pending + n >= r->worker->cfg->limits.buffer_high) {
         r->is_paused = true;
         return FETCH_PAUSE;
     }
@@ -561,6 +564,7 @@ static void direct_request(struct relay *r)
     bool some = r->has_size && r->position < r->end && (r->position > 0 || r->end < r->size);
 
     r->op = upstream_blob(r->upstream, str_c(r->upstream_repository), &r->digest, some ? &range : NULL, false, &handlers, r);
+    upstream_op_for(r->op, r->owner);
 }
 
 static void head_request(struct relay *r);
@@ -645,6 +649,7 @@ static void head_request(struct relay *r)
     static const struct upstream_blob_handlers handlers = {.on_head = on_head_head, .on_done = on_head_done};
 
     r->op = upstream_blob(r->upstream, str_c(r->upstream_repository), &r->digest, NULL, true, &handlers, r);
+    upstream_op_for(r->op, r->owner);
 }
 
 static void head_begin(struct relay *r, enum purpose purpose)
@@ -719,6 +724,7 @@ struct relay *relay_start(struct worker *w, const struct relay_ask *ask, relay_d
     r->range_field = str_dup(ask->range);
     r->fields = str_dup(ask->fields);
     r->digest = ask->digest;
+    r->owner = ask->owner;
     r->size_hint = ask->size_hint;
     r->head_only = ask->head_only;
     r->streams = blobs_streams(r->blobs, w);

@@ -40,6 +40,7 @@ struct relay_ask {
     struct str upstream_repository;
     struct str repository_id;
     struct digest digest;
+    uint64_t owner;      /* the customer (a hash) */
     uint64_t size_hint;  /* from the manifest that named the blob; 0 unknown */
     bool head_only;      /* HEAD: answer with the size, no transfer */
     struct str range;    /* Range field's value, empty: none */

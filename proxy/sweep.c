@@ -483,6 +483,7 @@ static void sweep_run(struct sweep *s)
     if (s->running)
         return;
     s->running = true;
+    repos_worker(s->ss->rs)->on_behalf = customer_mark(s->customer);
     s->a.now_s = clock_now_s();
     found(s);
     for (;;) {

@@ -119,6 +119,7 @@ static struct upstream *upstream_of(struct upstreams *u, const struct fact *fact
         .tags_bytes = TAGS_BYTES,
         .breaker_failures = BREAKER_FAILURES,
         .breaker_ms = BREAKER_MS,
+        .queue = cfg->limits.upstream_queue,
         .counters = proxy_metrics_upstream(u->w, id),
     };
     struct held **at = held_find(u, id);

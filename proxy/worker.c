@@ -18,6 +18,7 @@
 #include "facts.h"
 #include "metrics.h"
 #include "pullevent.h"
+#include "turns.h"
 #include "upstreams.h"
 
 #define WORKER_MAGIC 0x574f524bu
@@ -49,6 +50,7 @@ enum err worker_new(struct proxy *p, unsigned id, const int *take_fds, size_t n_
     w->content = content_new(w);
     w->events = pullevents_new(w);
     w->auth = authcache_new();
+    w->turns = turns_new(w->loop, exchange_on_turn);
     w->access = accesslog_writer_new(p->accesslog, w->loop);
     struct edge_handlers handlers = exchange_handlers(w);
     w->edge = edge_new(w->loop, w->cfg, p->edge_shared, &handlers);
@@ -70,6 +72,7 @@ static void worker_free_parts(struct worker *w)
     edge_free(&w->edge);
     loop_run_deferred(w->loop); /* answers that were whole when the loop stopped: their exchanges end here, with everything still at hand */
     blobs_worker_leave(w->proxy->blobs, w); /* transfers that other workers read go on there */
+    turns_free(&w->turns);
     content_free(&w->content);
     upstreams_free(&w->upstreams);
     facts_free(&w->facts);

@@ -23,6 +23,8 @@ struct authcache;
 struct guard;
 struct blobs;
 struct proxy_metrics;
+struct turns;
+struct admission;
 
 struct proxy { /* immutable after start, or thread-safe by itself, or the main thread's */
     struct config *cfg;      /* main thread: the one in force. Workers have their own reference */
@@ -32,7 +34,7 @@ struct proxy { /* immutable after start, or thread-safe by itself, or the main t
     struct guard *guard; /* process-wide: failed sign-ins, per-customer rates */
     struct accesslog *accesslog;
     struct proxy_metrics *metrics;
-    bool is_short_of_memory; /* atomic: above limits.memory */
+    struct admission *admission; /* process-wide: what memory is left for */
     char instance[64];   /* host:pid */
     char service[256];   /* of the challenge, issuer and audience of tokens */
     char base_url[512];  /* "https://registry.vendor.example": where /token is */
@@ -55,6 +57,8 @@ struct worker {
     struct pullevents *events;   /* pullevent.h */
     struct authcache *auth;      /* authn.c */
     struct accesslog_writer *access;
+    struct turns *turns;         /* turns.h: who waits for others of its customer */
+    uint64_t on_behalf;          /* the customer (a hash) whose request is worked on: what is begun now is for it */
     pthread_t thread;
     bool is_drained;
 };

@@ -82,6 +82,8 @@ enum err edge_accept(struct edge *e, int take_fd, struct edge_tls *tls, struct e
 void edge_answer_within(struct edge *e, uint64_t ms);
 /* New connections of every TLS listener take this certificate; those that are open keep theirs. */
 void edge_replace_tls(struct edge *e, struct edge_tls *tls);
+/* Memory is short: ends up to n idle connections, the longest idle first. */
+void edge_shed_idle(struct edge *e, unsigned n);
 /* Drain: stop accepting, close idle connections now, the rest after their answer, those that have not asked anything yet after a second;
  * on_drained(ctx) when none is left. */
 void edge_drain(struct edge *e, void (*on_drained)(void *ctx), void *ctx);
@@ -113,6 +115,7 @@ void edge_req_close_after(struct edge_req *r);
 
 struct edge_stats {
     uint64_t accepted, open, refused_limit, requests, bad_heads, slow_clients, bytes_out;
+    uint64_t buffered; /* bytes of memory that wait for clients, or that they sent ahead; as of the last second */
 };
 void edge_stats(const struct edge *e, struct edge_stats *ret);
 

@@ -18,6 +18,7 @@ void mem_free(void *p);
 /* Overwrites n bytes so that the compiler cannot leave it out, then frees. */
 void mem_free_secret(void *p, size_t n);
 void mem_cleanse(void *p, size_t n);
+void mem_trim(void); /* what is free goes back to the kernel; takes a while */
 
 #define NEW(type) ((type *)mem_zalloc(sizeof(type)))
 #define MEM_FREE(pp) (mem_free(pp), (pp) = NULL)

@@ -34,6 +34,7 @@ struct upstream_counters {
     uint64_t answers[6]; /* by status / 100; 0: none came */
     uint64_t retries;
     uint64_t rested;  /* operations that the open breaker refused */
+    uint64_t crowded; /* operations refused because limits.queue waited, or that had no turn in time */
     uint64_t is_open; /* the breaker is */
 };
 struct upstream; /* one per (loop, spec version): own pool, own token cache (credential, scope), own breaker */
@@ -44,6 +45,7 @@ struct upstream_limits {
     size_t tags_bytes;       /* 16 MiB over all pages */
     unsigned breaker_failures; /* consecutive; opens the breaker for breaker_ms */
     uint64_t breaker_ms;
+    uint64_t queue;            /* operations that wait for a connection, each of manifests and blobs; more is ERR_UNAVAILABLE. 0: any number */
     struct upstream_counters *counters; /* may be NULL; outlives the upstream and its operations */
 }; /* a 0 takes the value named here; breaker_failures 0: 5, breaker_ms 0: 1000 */
 struct upstream *upstream_new(struct loop *l, struct upstream_spec *take_spec, const struct upstream_limits *lim);
@@ -58,6 +60,9 @@ bool upstream_healthy(const struct upstream *u); /* breaker closed */
  * retry_after_s: of a 429/503, 0 unknown. */
 struct upstream_op;
 void upstream_cancel(struct upstream_op **op);
+/* On whose behalf it is (any number but 0), told right after the call that began it: connections are dealt out in turns between
+ * them. Not told: nobody in particular. */
+void upstream_op_for(struct upstream_op *op, uint64_t owner);
 
 struct upstream_manifest {
     int status;               /* 200, or 304 where etag was given */

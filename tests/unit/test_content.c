@@ -327,6 +327,11 @@ struct upstream_op {
     upstream_referrers_cb *r;
     void *ctx;
 };
+void upstream_op_for(struct upstream_op *op, uint64_t owner)
+{
+    (void)op, (void)owner;
+}
+
 void upstream_cancel(struct upstream_op **op)
 {
     event_drop(*op);
