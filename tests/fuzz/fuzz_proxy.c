@@ -1155,6 +1155,9 @@ static void expect(struct client *c, const uint8_t *op, const struct response *r
 
     if (route == R_TAG) {
         t = &tags[op[B_REF] % n_tags];
+        for (size_t i = 0; i < n_tags; i++) /* a name may stand in both repositories */
+            if (tags[i].repo == repo && !strcmp(tags[i].name, t->name))
+                t = &tags[i];
         it = &items[t->item];
         granted = is_known && t->repo == repo && (it->versions & allowed & REPOS[repo].versions);
     } else if (route == R_MANIFEST || route == R_BLOB) {
