@@ -1449,7 +1449,8 @@ static bool tags_page(struct upstream_op *op)
         sb_add_char(&op->tags, '\0');
         op->n_tags++;
     }
-    bool ok = jv_type(v) == JV_OBJECT && (type == JV_ARRAY || type == JV_NULL || type == JV_NONE);
+    /* Some leave an empty list out. Any other document without one is no list: who took it for an empty one would deny by it. */
+    bool ok = type == JV_ARRAY || type == JV_NULL || (type == JV_NONE && jv_type(jv_get(v, "name")) == JV_STRING);
     jv_free(v);
     return ok;
 }

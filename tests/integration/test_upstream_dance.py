@@ -839,7 +839,8 @@ def test_tags_over_pages(server):
 
 def test_tags_oddities(server):
     for body, err, tags in ((b'{"name":"x","tags":null}', "OK", []), (b'{"name":"x","tags":[]}', "OK", []), (b'{"tags":["a"]}', "OK", ["a"]), (b"[]", "UPSTREAM", None),
-                            (b"", "UPSTREAM", None), (b"<html>", "UPSTREAM", None), (b'{"tags":"a"}', "UPSTREAM", None), (b'{"tags":["a"],"tags":["b"]}', "UPSTREAM", None)):
+                            (b"", "UPSTREAM", None), (b"<html>", "UPSTREAM", None), (b'{"tags":"a"}', "UPSTREAM", None), (b'{"tags":["a"],"tags":["b"]}', "UPSTREAM", None),
+                            (b'{"name":"x"}', "OK", []), (b"{}", "UPSTREAM", None), (b'{"schemaVersion":2,"manifests":[]}', "UPSTREAM", None)):
         a, = drive(server(lambda req, body=body: (200, {}, body)).url, "tags acme/api")
         assert a["err"] == err and (err != "OK" or a["tags"] == tags), body
     assert drive(server(lambda req: (404, {}, b"{}")).url, "tags acme/api")[0]["err"] == "NOT_FOUND"
