@@ -126,14 +126,18 @@ class Catalog:
 class Shop:
     """The vendor's deployment, its customers as the API was told, and what the oracle says of them."""
 
-    def __init__(self, customers=24, **kw):
+    def __init__(self, customers=24, proxy_env=None, **kw):
         self.rng = random.Random(SEED)
         self.dice = Dice(SEED)
         self.up = ScriptedUpstream()
         self.catalog = Catalog(self.up, self.rng)
         limits = {"connections_per_ip": 10000, "inflight_per_customer": 10000, "auth_failures_per_minute": 1000000, "auth_failures_per_credential": 1000000,
                   **kw.pop("limits", {})}
-        self.s = s = Stack(upstream=self.up, n_proxies=2, limits=limits, **kw)
+        self.s = s = Stack(upstream=self.up, n_proxies=0, limits=limits, **kw)
+        for i in range(2):
+            s.env = proxy_env(s.dir, i) if proxy_env else {}
+            s.start_proxy(i)
+        s.env = {}
         upstream = s.add_upstream()
         self.apps = {}
         for application in ("shop", "other"):
@@ -150,7 +154,7 @@ class Shop:
             c = s.add_customer(f"model{i}")
             cred = s.add_credential(c["id"])
             self.customers.append({"id": c["id"], "auth": basic(f"model{i}", cred["secret"]), "disabled": False, "licenses": [], "token": None, "token_for": []})
-            for _ in range(self.rng.choice((0, 1, 1, 1, 2, 3))):
+            for _ in range(self.rng.choice((0, 1, 1, 2, 2, 3))):
                 self.license_add(self.customers[-1])
         self.tokens()
         self.nothing = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": []}, separators=(",", ":")).encode()
@@ -175,6 +179,8 @@ class Shop:
         selector, value = self.dice.selector(some, REPOSITORIES[name][1])
         if selector == "digest":
             value = self.rng.choice(some)["digest"]
+        if self.rng.random() < 0.2:
+            selector, value = "all", "*"
         if selector == "channel":
             value = self.rng.choice(CHANNELS)
         g = {"selector": selector, "value": value or "*", "include_prerelease": self.rng.random() < 0.3}
@@ -188,7 +194,7 @@ class Shop:
 
     def terms_draw(self):
         rng = self.rng
-        terms = {"starts_at": iso(self.moment(0.15, 0.7)), "expires_at": iso(self.moment(0.5, 0.45)), "grace_days": rng.choice((0, 0, 1, 7, 60)),
+        terms = {"starts_at": iso(self.moment(0.15, 0.8)), "expires_at": iso(self.moment(0.5, 0.3)), "grace_days": rng.choice((0, 0, 1, 7, 60)),
                  "updates_until": iso(self.moment(0.25, 0.8)), "on_expiry": rng.choice(("block", "keep_released")),
                  "allowed_cidrs": rng.sample(NETWORKS, rng.choice((1, 2))) if rng.random() < 0.15 else []}
         return terms
@@ -325,11 +331,11 @@ class Shop:
             out[name] = (tags, nodes, signed, listed)
         return out
 
-    def probes(self, c, now, digests_share):
+    def probes(self, c, now, digests_share, tokens=True):
         """[(request, whether it is allowed)] of one customer."""
         rng, out = self.rng, []
         rights = self.rights(c, now)
-        add = lambda name, path, allowed, body=None, **kw: out.append((self.ask(c, name, path, allowed, body, **kw), allowed, f"{c['id']} {name}/{path}"))
+        add = lambda name, path, allowed, body=None, **kw: out.append((self.ask(c, name, path, tokens, body, **kw), allowed, f"{c['id']} {name}/{path}"))
         for (name, tag), held in self.catalog.tags.items():
             tags = rights[name][0]
             head = rng.random() < 0.3
@@ -374,6 +380,12 @@ class Shop:
 
     def about(self, wrong):
         """What there is to say of a wrong answer."""
+        try:
+            return self.about_all(wrong)
+        except Exception as e:
+            return f"\n(no more to be had: {e!r})"
+
+    def about_all(self, wrong):
         what = wrong.split(": ")[-2] if ": " in wrong else ""
         out = []
         for c in self.customers:
@@ -395,8 +407,8 @@ class Shop:
                     out.append("tags: " + self.s.redis.cmd("GET", f"pg:v:t:{r['id']}").decode()[:6000])
         return "\n" + "\n".join(out)
 
-    def ask(self, c, name, path, allowed, body, method="GET", fields=None):
-        token = c["token"] if self.rng.random() < 0.4 and name in c["token_for"] else None
+    def ask(self, c, name, path, tokens, body, method="GET", fields=None):
+        token = c["token"] if tokens and self.rng.random() < 0.4 and name in c["token_for"] else None
         return req(f"/v2/{name}/{path}", token or c["auth"], (), method=method, body=body, fields=fields)
 
 
@@ -406,11 +418,16 @@ class Judge:
     def __init__(self):
         self.counted, self.false, self.said = collections.Counter(), [], collections.Counter()
 
-    def take(self, load, probes, faults=False):
+    def take(self, load, probes, faults=False, edited=(), until_ns=0):
+        """edited, until_ns: an answer by the state before the edits is late, not false, to a customer that was edited, until then."""
         for sent, ended, i, status, outcome, target in load.records():
             _, allowed, what = probes[i]
             self.said[status] += 1
+            if allowed is None and outcome == WRONG_BODY and what.endswith("/tags/list"):
+                outcome = GOOD  # of either state
             kind = self.kind(allowed, status, outcome, faults)
+            if sent < until_ns and kind in ("FALSE ALLOW", "FALSE DENY", "WRONG BODY") and what.split(" ")[0] in edited:
+                kind = "late"
             self.counted[kind] += 1
             if kind.startswith("FALSE") or kind.startswith("WRONG"):
                 self.false.append(f"{kind}: {probes[i][0]}: {what}: {status}, outcome {outcome}, proxy {target}")
@@ -447,10 +464,12 @@ def by_proxies(n):
                 moved += 1
             if time.monotonic() - shop.tokens_at > 200:
                 shop.tokens()
+            edited = {c["id"] for c in shop.customers if shop.rng.random() < 0.5}
             for c in shop.customers:
-                if shop.rng.random() < 0.5:
+                if c["id"] in edited:
                     shop.edit(c)
-            time.sleep(0.3 * SLOW)  # the lag of an edit is shown by revocations.py
+            time.sleep(0.3 * SLOW)  # how long an edit takes is shown by revocations.py; a second is promised
+            until_ns = time.monotonic_ns() + int(0.7e9)
             now = int(time.time())
             probes = [p for c in shop.customers for p in shop.probes(c, now, 0.5)]
             shop.rng.shuffle(probes)
@@ -459,7 +478,7 @@ def by_proxies(n):
                 plan.script(1, [p[0]])
             load = Load(shop.s.dir, plan, shop.s.proxies, trace=shop.s.dir / "trace", once=True, connections=24, report=1000000)
             load.wait()
-            judge.take(load, probes)
+            judge.take(load, probes, edited=edited, until_ns=until_ns)
             assert not judge.false, f"seed {SEED}, round {rounds}: {len(judge.false)}, of them\n" + "\n".join(judge.false[:12]) + shop.about(judge.false[0])
             if rounds % 10 == 0:
                 say(f"round {rounds:4}: {sum(judge.counted.values()):8} decisions, {dict(judge.counted)}, {shop.edits} edits")

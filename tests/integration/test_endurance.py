@@ -13,6 +13,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "endurance"
 from endure import size  # noqa: E402
 import decisions  # noqa: E402
 import drains  # noqa: E402
+import faults  # noqa: E402
 import kills  # noqa: E402
 import mixed  # noqa: E402
 import reloads  # noqa: E402
@@ -53,3 +54,9 @@ def test_killed_while_it_writes():
     n = small("kills", 25, 5)
     figures = kills.run(n)
     assert figures["kills"] == n and figures["acknowledged_writes"] > n
+
+
+def test_decisions_while_things_fail():
+    n = small("faults", 3_000, 800)
+    figures = faults.run(n)
+    assert figures["decisions_with_faults"] >= n and figures["right_after_each_phase"] > 100 and sum(figures["faults"].values()) > 3
