@@ -129,7 +129,7 @@ static enum err bootstrap_refuse(const char *path, const char *why, struct error
 static enum err bootstrap_take(struct store *s, void *arg, struct error *reterr)
 {
     const struct admin *a = arg;
-    const char *path = a->cfg->admin.bootstrap_token_file;
+    const char *path = admin_config(a)->admin.bootstrap_token_file;
     if (!path || !*path)
         return ERR_OK;
     char text[BOOTSTRAP_MAX + 64];
