@@ -1139,7 +1139,7 @@ static void add_number(struct strbuf *b, const struct key *k, uint64_t v)
 /* The password of scheme://user:password@host as ***. */
 static void add_masked_url(struct strbuf *b, struct str url)
 {
-    struct str rest = url;
+    struct str rest;
     size_t scheme = 0;
 
     for (size_t i = 0; i + 2 < url.n; i++)

@@ -855,7 +855,7 @@ static void count_sent(struct conn *c, size_t n)
 }
 
 #define SENT_NONE   0 /* would block */
-#define SENT_BROKEN -1
+#define SENT_BROKEN (-1)
 
 /* At most one record a call. A write that would block must be tried again with at least the bytes it was tried with, wherever they
  * lie; as all of them go to the front of c->out and tries are cut to a record, the next try has them. */
@@ -1022,7 +1022,7 @@ static void conn_send(struct conn *c, struct str a, struct str b, bool more)
     if (c->ssl) {
         bool ok = send_some(c, a.p, a.n, &sent);
         if (ok && sent == a.n && b.n) {
-            size_t sent_b;
+            size_t sent_b = 0;
             ok = send_some(c, b.p, b.n, &sent_b);
             sent += sent_b;
         }
@@ -1392,7 +1392,7 @@ static void conn_refuse(struct conn *c, int status, const char *why)
     build_head(c, status, (struct str){0}, sb_str(&e->fields), e->body.n, true, false);
     bool is_head = r && r->in.n > 5 && !memcmp(r->in.p, "HEAD ", 5);
     set_idle(c, false);
-    conn_send(c, sb_str(&e->head), is_head ? (struct str){0} : sb_str(&e->body), false);
+    conn_send(c, sb_str(&e->head), is_head ? S("") : sb_str(&e->body), false);
     if (e->h.on_refused)
         e->h.on_refused(e->h.ctx, c->peer, status, why);
     c->state = FLUSH;
@@ -1627,8 +1627,8 @@ static void conn_eof(struct conn *c)
     }
 }
 
-#define READ_AGAIN -1
-#define READ_ERROR -2
+#define READ_AGAIN (-1)
+#define READ_ERROR (-2)
 
 /* > 0 bytes, 0 the client sends no more. */
 static ssize_t conn_read(struct conn *c)
@@ -2255,7 +2255,9 @@ void edge_free(struct edge **edge)
         return;
     listeners_free(e);
     TAILQ_FOREACH(c, &e->all, all)
-    conn_gone(c, false);
+    {
+        conn_gone(c, false);
+    }
     while ((c = TAILQ_FIRST(&e->all)))
         conn_free(c);
     event_free(e->later_event);

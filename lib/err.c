@@ -29,6 +29,9 @@ int err_http_status(enum err e)
     return (size_t)e < N_ERRS ? errs[e].status : 500;
 }
 
+#undef error_set /* see the end of err.h */
+#undef error_set_field
+
 __attribute__((format(printf, 4, 0)))
 static enum err error_fill(struct error *reterr, enum err e, const char *field, const char *fmt, va_list ap)
 {

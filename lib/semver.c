@@ -404,7 +404,7 @@ enum err semver_range_parse(struct str in, struct semver_range **ret, struct err
     struct semver_range *range;
     struct reader r;
     enum err e;
-    size_t part = 0;
+    size_t part;
 
     if (in.n > RANGE_MAX_BYTES)
         return error_set_field(reterr, ERR_INVALID, "value", "a range has at most %d bytes", RANGE_MAX_BYTES);

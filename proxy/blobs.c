@@ -68,10 +68,10 @@ struct side {
     struct worker *worker;
     struct loop *loop; /* NULL: the worker has left */
     bool posted;
-    TAILQ_HEAD(, port) dirty;
-    TAILQ_HEAD(, blob) kicked;
-    LIST_HEAD(, blob) fills; /* those whose filler runs here */
-    TAILQ_HEAD(, blob) gathering; /* own thread: files with bytes to be written at the end of this round */
+    TAILQ_HEAD(dirty, port) dirty;
+    TAILQ_HEAD(kicked, blob) kicked;
+    LIST_HEAD(fills, blob) fills; /* those whose filler runs here */
+    TAILQ_HEAD(gathering, blob) gathering; /* own thread: files with bytes to be written at the end of this round */
     bool deferred;                /* own thread: that end is asked for */
     unsigned streams;             /* own thread */
 };
@@ -82,7 +82,7 @@ struct port {
     struct side *side;
     bool is_dirty;
     bool is_walked; /* own thread */
-    LIST_HEAD(, blob_reader) readers;
+    LIST_HEAD(readers, blob_reader) readers;
     struct blob_reader *next; /* own thread: who comes next in the walk */
     TAILQ_ENTRY(port) dirty_link;
     LIST_ENTRY(port) blob_link;
@@ -112,7 +112,7 @@ struct blob {
     uint64_t written;  /* bytes in the file, hashed */
     uint64_t furthest; /* where the fastest reader stands */
     unsigned n_readers;
-    LIST_HEAD(, port) ports;
+    LIST_HEAD(ports, port) ports;
 
     enum storage storage;
     int fd;
@@ -178,7 +178,7 @@ struct helper {
     struct blobs *blobs;
     pthread_t thread;
     pthread_cond_t wake;
-    TAILQ_HEAD(, job) jobs;
+    TAILQ_HEAD(jobs, job) jobs;
     bool keeps_cache; /* the slow one: opens, scans and commits to the cache directory */
 };
 
@@ -197,7 +197,7 @@ struct blobs {
     TAILQ_HEAD(lru_list, cached) lru;
     TAILQ_HEAD(idle_list, blob) idle; /* first: read last */
     unsigned n_idle;
-    TAILQ_HEAD(, blob) lingering; /* first: goes first */
+    TAILQ_HEAD(lingering, blob) lingering; /* first: goes first */
     unsigned n_lingering;
     uint64_t lingering_bytes, linger_ms;
     uint64_t reserved;

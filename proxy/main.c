@@ -205,7 +205,9 @@ static enum err write_port_file(const struct config *cfg, const char *text, stru
         return ERR_OK;
     snprintf(tmp, sizeof tmp, "%s.tmp", cfg->proxy.port_file);
     FILE *f = fopen(tmp, "we");
-    if (f == NULL || fputs(text, f) < 0 || fclose(f) != 0 || rename(tmp, cfg->proxy.port_file) != 0)
+    bool good = f != NULL && fputs(text, f) >= 0;
+    good = f != NULL && fclose(f) == 0 && good;
+    if (!good || rename(tmp, cfg->proxy.port_file) != 0)
         return error_set(reterr, ERR_UNAVAILABLE, "cannot write %s: %s", cfg->proxy.port_file, strerror(errno));
     return ERR_OK;
 }

@@ -323,7 +323,7 @@ static void test_sync(void **state)
     const struct cache_reply *r;
     struct error error = {0};
     use(server.unix_url);
-    c = cache_sync_new(&cfg, 1000);
+    c = cache_sync_new(&cfg, 20000);
     assert_int_equal(cache_sync_command(c, (struct str[]){S("FLUSHDB")}, 1, &r, &error), ERR_OK);
     struct str set1[] = {S("SET"), S("a"), S("1")}, set2[] = {S("SET"), S("b"), S("2")}, bad[] = {S("NOSUCH")};
     struct cache_cmd good_tx[] = {{set1, 3}, {set2, 3}}, bad_tx[] = {{set1, 3}, {bad, 1}};

@@ -1777,7 +1777,7 @@ static void test_joined(void **state)
 
 static void test_canceled_before_it_began(void **state)
 {
-    struct question x;
+    static struct question x; /* the teardown still runs what was asked last */
     (void)state;
     question_make(&x, customer, OCI_TAGS, "");
     unsigned before = tags_calls;
@@ -1786,7 +1786,7 @@ static void test_canceled_before_it_began(void **state)
     assert_null(x.op);
     pump();
     assert_int_equal(tags_calls, before);
-    x.op = content_tags(content, &x.ask, on_tags, NULL); /* and never run at all */
+    x.op = content_tags(content, &x.ask, on_tags, NULL); /* and not run before the end */
 }
 
 /* The same questions in any order, with answers arriving in any order: the same verdicts (I3, I10). */
