@@ -63,47 +63,55 @@ def w():
     w.s.close()
 
 
-def test_a_restart_under_load_refuses_nobody(w):
-    """Every connection during three restarts is answered: it waits in the manager's socket, which both workers share."""
+@pytest.mark.parametrize("which", ["proxy", pytest.param("admin", marks=pytest.mark.once)])
+def test_a_restart_under_load_refuses_nobody(w, which):
+    """Every connection during the restarts is answered: it waits in the manager's socket, which the proxy's workers share."""
     s, own = listening(), listening()
-    s.settimeout(None)
-    config = w.s.write_config(7)
+    program, restarts = f"pullgate-{which}", 3
+    if which == "proxy":
+        config, path, auth = w.s.write_config(7), "/v2/shop/api/manifests/1.0.0", w.auth
+    else:
+        assert w.s.admin.stop() == 0
+        config, path, auth = w.s.write_config(), "/api/v1/customers", "Bearer " + w.s.token
+    ports = w.s.dir / ("proxy7.port" if which == "proxy" else "admin.port")
     stop, answers, broken = threading.Event(), [], []
 
-    def pull():
+    def ask():
         while not stop.is_set():
             try:
-                r = requests.get(f"http://{address(s)}/v2/shop/api/manifests/1.0.0", headers={"Authorization": w.auth}, timeout=30 * SLOW)
-                answers.append(r.status_code)
+                answers.append(requests.get(f"http://{address(s)}{path}", headers={"Authorization": auth}, timeout=30 * SLOW).status_code)
             except requests.RequestException as e:
                 broken.append(repr(e))
 
-    proc = activated("activated", "pullgate-proxy", config, w.s.dir, [("proxy", s), ("metrics", own)])
-    threads = [threading.Thread(target=pull) for _ in range(4)]
+    def start(i):
+        return activated(f"activated-{which}{i}", program, config, w.s.dir, [(which, s), ("metrics", own)])
+
+    proc = start(0)
+    threads = [threading.Thread(target=ask) for _ in range(4)]
     try:
-        wait_for("the first answer", lambda: requests.get(f"http://{address(s)}/readyz", timeout=5).status_code == 200)
+        wait_for("readiness", lambda: requests.get(f"http://{address(s)}/readyz", timeout=5).status_code == 200)
         for t in threads:
             t.start()
-        for i in range(3):
+        for i in range(restarts):
             n = len(answers)
-            wait_for("pulls", lambda: len(answers) > n + 20)
+            wait_for("answers", lambda: len(answers) > n + 20)
             assert proc.stop(timeout=30) == 0, proc.text()[-2000:]
             n = len(answers)
             time.sleep(0.2)  # nobody is there to accept
             assert len(answers) - n <= len(threads), "answers without a process?"
-            proc = activated(f"activated{i}", "pullgate-proxy", config, w.s.dir, [("proxy", s), ("metrics", own)])
+            proc = start(i + 1)
         n = len(answers)
-        wait_for("pulls after the last restart", lambda: len(answers) > n + 20)
-        metrics = requests.get(f"http://{address(own)}/metrics", timeout=5).text
-        assert "pullgate_workers 2" in metrics, "and the second socket is the metrics'"
-        lines = (w.s.dir / "proxy7.port").read_text().split()
-        assert lines == [address(s), address(own)]
+        wait_for("answers after the last restart", lambda: len(answers) > n + 20)
+        assert "process_open_fds" in requests.get(f"http://{address(own)}/metrics", timeout=5).text, "the second socket is the metrics'"
+        assert ports.read_text().split() == [address(s), address(own)]
     finally:
         stop.set()
         for t in threads:
             t.join() if t.ident else None
         proc.stop(timeout=30)
         s.close(), own.close()
+        if which == "admin":
+            w.s.start_admin()
     assert broken == [], broken[:5]
     assert set(answers) == {200}, {a: answers.count(a) for a in set(answers)}
 
