@@ -378,8 +378,16 @@ int main(int argc, char **argv)
     gethostname(host, sizeof host - 1);
     snprintf(g.proxy.instance, sizeof g.proxy.instance, "%s:%d", host, (int)getpid());
 
-    if (bind_all(&g, &error) != ERR_OK)
+    if (bind_all(&g, &error) != ERR_OK) {
+        for (unsigned i = 0; i < g.proxy.n_workers; i++)
+            listeners_close(&g.sockets[i]);
+        listeners_close(&g.metrics_sockets);
+        mem_free(g.sockets);
+        edge_tls_unref(&g.proxy.tls);
+        keyring_free(g.proxy.keys);
+        config_unref(&g.proxy.cfg);
         return fail(&error);
+    }
 
     g.loop = loop_new();
     NEED(g.loop != NULL, "an event loop");
