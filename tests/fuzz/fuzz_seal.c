@@ -6,7 +6,8 @@
 #include "pullgate/projection.h"
 
 static struct keyring *keys;
-static struct strbuf sealed, wrapped;
+static struct strbuf sealed, wrapped, chunk;
+static const uint8_t CHUNK_KEY[32] = {7};
 static const char *const PLAIN = "s3cr3t of the upstream";
 
 static void setup(void)
@@ -15,6 +16,7 @@ static void setup(void)
     keys = fuzz_keys();
     fuzz_quiet();
     FUZZ_CHECK(keyring_seal(keys, S("ups_1|password"), str_c(PLAIN), &sealed, &e) == ERR_OK, e.text);
+    seal_chunk(CHUNK_KEY, 3, false, S("head"), S("a piece of a backup"), &chunk);
     projection_wrap(keys, S("pg:v:c:cus_1"), 7, S("{\"customer_id\":\"cus_1\"}"), &wrapped);
 }
 
@@ -51,7 +53,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
     if (!keys)
         setup();
-    uint8_t mode = fuzz_byte(&in) % 4;
+    uint8_t mode = fuzz_byte(&in) % 6;
     if (mode == 0) {
         edit(&sealed, in, &t);
         char *copy = fuzz_exact(sb_str(&t));
@@ -71,6 +73,22 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         edit(&wrapped, in, &t);
         if (projection_unwrap(keys, S("pg:v:c:cus_1"), sb_str(&t), &epoch, &payload) == ERR_OK)
             FUZZ_CHECK(str_eq(sb_str(&t), sb_str(&wrapped)) && epoch == 7, "a value was believed that was never written");
+    } else if (mode == 4) {
+        edit(&chunk, in, &t);
+        struct strbuf out = {0};
+        if (unseal_chunk(CHUNK_KEY, 3, false, S("head"), sb_str(&t), &out))
+            FUZZ_CHECK(str_eq(sb_str(&t), sb_str(&chunk)), "a chunk opened that was never sealed");
+        else
+            FUZZ_CHECK(out.n == 0, "a refused chunk leaves bytes");
+        sb_free(&out);
+    } else if (mode == 5) { /* the right chunk in another place */
+        struct strbuf out = {0};
+        uint64_t number = fuzz_byte(&in);
+        bool is_last = fuzz_byte(&in) & 1;
+        struct str head = fuzz_rest(&in);
+        if (unseal_chunk(CHUNK_KEY, number, is_last, head, sb_str(&chunk), &out))
+            FUZZ_CHECK(number == 3 && !is_last && str_eq_c(head, "head"), "a chunk opened in another place");
+        sb_free(&out);
     } else { /* what is sealed opens, whatever it is */
         struct str aad = fuzz_until(&in, 0), secret = fuzz_rest(&in);
         if (keyring_seal(keys, aad, secret, &t, NULL) == ERR_OK) {

@@ -163,11 +163,12 @@ def stored():
               b"*3\r\n$7\r\nmessage\r\n$11\r\npg:announce\r\n$1\r\nx\r\n", b"*1\r\n" * 9 + b":1\r\n", b"$80\r\n1 5 " + b"a" * 64 + b" payload\r\n"]:
         put("cache_reply", r, b"0")
         put("cache_reply", r, b"1")
-    for mode in range(4):
+    for mode in (0, 2, 4):
         for how in range(4):
             put("seal", bytes([mode, how, 5, 0]) + b"A")
     put("seal", b"\3place\0secret")
     put("seal", b"\1ups_1|password")
+    put("seal", b"\5\3\0head")
     for s in strings("tests/unit/test_upstream_dance.py") if (ROOT / "tests/unit/test_upstream_dance.py").exists() else []:
         put("upstream_url", s)
     for s in ["https://storage.example/x?sig=1", "//other.example:8443/x", "/v2/a/blobs/x", "http://reg.example/x", "https://auth.example/token?a=b", "https://user@storage.example/",
@@ -181,6 +182,23 @@ def stored():
     put("config", "proxy:\n  listen: [\"127.0.0.1:0\", \"unix:/tmp/x\"]\n  workers: 2\nlimits: {connections: 5, head: 8KiB, head_deadline: 5s}\ncache:\n  max_staleness: 5s\n")
     for s in strings("tests/unit/test_config.c"):
         put("config", s)
+
+
+def fronts():
+    sig = b"\r\n\r\n\0\r\nQUIT\n"
+    v4, v6 = bytes([192, 0, 2, 1, 10, 0, 0, 1, 1, 2, 3, 4]), bytes(range(36))
+    for cmd in (0x20, 0x21, 0x22, 0x11):
+        for fam, body in ((0x11, v4), (0x21, v6), (0x31, b"u" * 216), (0, b""), (0x12, v4), (0x11, v4 + b"\x04\0\2ab"), (0x11, v4 + b"\x04\0\5ab"), (0x11, v4[:5])):
+            put("front", sig + bytes([cmd, fam]) + len(body).to_bytes(2, "big") + body + b"GET / HTTP/1.1\r\n", b"p")
+    for s in ["TCP4 192.0.2.1 10.0.0.1 1 2", "TCP6 2001:db8::1 ::1 65535 443", "UNKNOWN", "UNKNOWN ffff::1 x", "TCP4 0.0.0.0 1.1.1.1 0 0", "TCP4 1.2.3.4 1.1.1.1 70000 1", "TCP4 1.2.3.04 1.1.1.1 1 1"]:
+        put("front", f"PROXY {s}\r\nGET", b"p")
+    for s in ["192.0.2.1", "192.0.2.1, 10.0.0.1", "1.1.1.1, 192.0.2.1:80, 10.1.1.1", "[2001:db8::5]:80, 10.0.0.1", "unknown, 10.0.0.1", "a, 192.0.2.1", "::1", ",,10.0.0.1"]:
+        put("front", s, b"x")
+    for s in ["for=192.0.2.1", 'for=1.1.1.1, for="[2001:db9::1]:4711";proto=https, for=10.0.0.1', "for=_hidden", 'by=x;for="192.0.2.1:80"', "for=192.0.2.1;for=1.1.1.1", "proto=http"]:
+        put("front", s, b"f")
+    for s in strings("tests/unit/test_front.c") if (ROOT / "tests/unit/test_front.c").exists() else []:
+        for kind in b"pxf":
+            put("front", s, bytes([kind]))
 
 
 def api():
@@ -254,6 +272,6 @@ def proxies():
     put("proxy", b"".join(op(who=6, route=2, ref=i, client=i % 4, flags=32) for i in range(12)) + op(15) + op(11, 1) + op(who=6, ref=1, client=2))
 
 
-for part in (heads, words, sign_in, manifests, stored, api, proxies):
+for part in (heads, words, sign_in, manifests, stored, fronts, api, proxies):
     part()
 print({d.name: len(list(d.iterdir())) for d in sorted(OUT.iterdir())})
