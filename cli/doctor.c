@@ -877,6 +877,9 @@ static void check_daemon(const char *which, const struct config_listen *l, const
     sb_free(&check);
     for (size_t i = 0; i < l->n; i++)
         check_listener(which, l->list[i], tls->cert[0] != '\0');
+    /* Behind TLS it is asked where monitoring asks it. */
+    if (tls->cert[0] != '\0' && metrics->n > 0 && strncmp(metrics->list[0], "unix:", 5) != 0 && !port_is_zero(metrics->list[0]))
+        check_ready(which, metrics->list[0], false);
     check_metrics(which, metrics);
 }
 

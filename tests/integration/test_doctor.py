@@ -332,7 +332,6 @@ def test_upstreams(d, fake, tmp_path):
 
 @pytest.mark.once
 def test_certificates(d, tmp_path):
-    ca = make_ca(tmp_path)
     made = {}
     for name, when, days in (("past", "2020-01-01", 30), ("future", "2040-01-01", 30), ("soon", None, 10), ("good", None, 300)):
         cert, key = tmp_path / f"{name}.pem", tmp_path / f"{name}.key"
@@ -344,13 +343,13 @@ def test_certificates(d, tmp_path):
             return d.run({f"{which}.tls": {"cert": cert, "key": key}, f"{which}.public_url": url, f"{which}.listen": ["127.0.0.1:0"]})
         name = f"certificate.{which}"
         assert check(*made["good"]) == {}, d.checks
+        assert "says that it is ready" in d.text(f"{which}.ready"), "asked on its metrics address"
         assert check(*made["past"]) == {name: "fail"} and "expired on 2020" in d.text(name)
         assert check(*made["future"]) == {name: "fail"} and "not valid before 2040" in d.text(name)
         assert check(*made["soon"]) == {name: "warn"}
         assert check(*made["good"], url="https://other.example") == {name: "fail"} and "is not for other.example" in d.text(name)
         assert check(made["good"][0], made["soon"][1]) == {name: "fail"}
         assert check(made["good"][0], str(tmp_path / "none.key")) == {name: "fail"}
-    del ca
 
 
 @pytest.mark.once

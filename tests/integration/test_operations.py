@@ -1,5 +1,6 @@
 """How the daemons are run: sockets of the service manager and restarts that refuse nobody, root given up, the system call filter, and
 that the units agree with all of it."""
+import contextlib
 import os
 import pathlib
 import re
@@ -266,6 +267,14 @@ def test_root_is_given_up_for_good():
         shutil.chown(ca["key"], USER, GROUP)
         p.p.send_signal(signal.SIGHUP)
         wait_for("the reload", lambda: "is in force" in p.text())
+        # root backs up and restores: the store is still the user's
+        assert s.admin.stop() == 0
+        for command in ("backup", "restore"):
+            r = subprocess.run([BIN / "pullgate", command, tmp_path / "b.backup", "--config", state / "pullgate0.yaml"], capture_output=True, text=True,
+                               env={**os.environ, "ASAN_OPTIONS": "detect_leaks=0"})
+            assert r.returncode == 0, r
+        s.start_admin()
+        assert {f.stat().st_uid for f in state.glob("pullgate.db*")} == {uid}
     finally:
         s.close()
         shutil.rmtree(tmp_path, ignore_errors=True)
@@ -289,6 +298,33 @@ def test_users_that_cannot_be_become(tmp_path):
         assert r.returncode == 1 and "only root can become another" in r.stderr, r
         assert s.admin.text().count("runs as root and stays so: process.user") == (os.geteuid() == 0)
         s.config["process"] = {"sandbox": "kill"}
+
+
+@needs_root
+@pytest.mark.once
+def test_a_capability_to_bind_is_gone_once_it_was_used():
+    """As a unit with AmbientCapabilities=CAP_NET_BIND_SERVICE starts it: listens on a port below 1024, and has no capability left."""
+    from stack import Stack
+    state = pathlib.Path(tempfile.mkdtemp(prefix="pullgate-cap-"))
+    s = Stack(directory=state, upstream=type("None", (), {"url": "http://127.0.0.1:9", "auth": None}), start=False)
+    try:
+        for port in range(1023, 900, -1):
+            with socket.socket() as probe, contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                break
+        s.config["admin"]["listen"] = [f"127.0.0.1:{port}"]
+        config = s.write_config()
+        for f in [state, *state.iterdir()]:
+            shutil.chown(f, USER, GROUP)
+        s.admin = Proc("admin", ["setpriv", "--reuid", USER, "--regid", GROUP, "--clear-groups", "--inh-caps=-all,+net_bind_service",
+                                 "--ambient-caps=-all,+net_bind_service", BIN / "pullgate-admin", "--config", config], state)
+        wait_for("health", lambda: requests.get(f"http://127.0.0.1:{port}/healthz", timeout=2).status_code == 200)
+        st = status_of(s.admin.p.pid)
+        assert all(int(st[c], 16) == 0 for c in ("CapInh", "CapPrm", "CapEff", "CapAmb")), st
+        assert "the capabilities" not in s.admin.text()
+    finally:
+        s.close()
+        shutil.rmtree(state, ignore_errors=True)
 
 
 # ---- the system call filter ----------------------------------------------------------------------------------------------------
