@@ -1,8 +1,8 @@
 /* The bound, the look at it, and what is given up while it is near: manifests held, free blocks, idle connections.
  *
- * Two numbers are watched. Resident memory against limits.memory or, where that is 0, seven eighths of the cgroup's limit (the rest is
- * the kernel's: sockets and page cache are charged to it too). And the address space against RLIMIT_AS, counted from what the process
- * had at its start, because threads reserve much of it and never use it. A level is left only well below where it was entered. */
+ * Resident memory is held against limits.memory or, where that is 0, seven eighths of the cgroup's limit (the rest is the kernel's:
+ * sockets and page cache are charged to it too); and against what RLIMIT_AS leaves beside the address space that is only reserved, of
+ * which the allocator takes much for each thread. A level is left only well below where it was entered. */
 #include "admission.h"
 
 #include <fcntl.h>
@@ -36,8 +36,8 @@ struct admission {
     struct proxy *proxy;
     struct timer *timer;
     uint64_t cgroup_limit, space_limit; /* 0: none */
-    uint64_t space_at_start;
-    uint64_t limit; /* atomic: of resident memory in force */
+    uint64_t limit;  /* atomic: configured, or the cgroup's */
+    uint64_t bound;  /* atomic: that, or less by RLIMIT_AS; as of the last look */
     uint64_t given_up_ms;
     uint64_t resident;    /* atomic: at the last look */
     uint64_t promised[2]; /* atomic: in the running and in the last PROMISE_MS */
@@ -188,7 +188,7 @@ static void on_look(void *ctx)
 {
     struct admission *a = ctx;
     enum admission_level was = a->level, level = ADMIT_ALL;
-    uint64_t space, resident, limit = a->limit;
+    uint64_t space, resident, limit = __atomic_load_n(&a->limit, __ATOMIC_RELAXED);
 
     timer_set(a->timer, LOOK_MS);
     if (clock_mono_ms() - a->promised_ms >= PROMISE_MS) {
@@ -196,19 +196,23 @@ static void on_look(void *ctx)
         __atomic_store_n(&a->promised[1], __atomic_exchange_n(&a->promised[0], 0, __ATOMIC_RELAXED), __ATOMIC_RELAXED);
     }
     if ((limit == 0 && a->space_limit == 0) || !memory_now(&space, &resident)) {
+        __atomic_store_n(&a->bound, 0, __ATOMIC_RELAXED);
         __atomic_store_n(&a->level, ADMIT_ALL, __ATOMIC_RELAXED);
         return;
     }
     __atomic_store_n(&a->resident, resident, __ATOMIC_RELAXED);
-    uint64_t grown = space > a->space_at_start ? space - a->space_at_start : 0;
-    uint64_t room = a->space_limit > a->space_at_start ? a->space_limit - a->space_at_start : a->space_limit != 0;
-    unsigned used = percent(resident, limit), used_space = percent(grown, room);
-    level = level_of(was, used > used_space ? used : used_space);
+    if (a->space_limit != 0) {
+        uint64_t reserved = space > resident ? space - resident : 0;
+        limit = smaller(limit, a->space_limit > reserved ? a->space_limit - reserved : 1);
+    }
+    __atomic_store_n(&a->bound, limit, __ATOMIC_RELAXED);
+    unsigned used = percent(resident, limit);
+    level = level_of(was, used);
     if (level != was) {
         static const char *const texts[] = {"all requests are answered", "blobs are answered 503", "requests are answered 503"};
         static unsigned long long last[3];
         log_limited(&last[level], 10000, level == ADMIT_ALL ? LOG_LEVEL_INFO : LOG_LEVEL_WARN,
-                    "%" PRIu64 " MiB resident, %u%% of what there is: %s", resident >> 20, used > used_space ? used : used_space, texts[level]);
+                    "%" PRIu64 " MiB resident, %u%% of what there is: %s", resident >> 20, used, texts[level]);
         __atomic_store_n(&a->level, level, __ATOMIC_RELAXED);
     }
     if (level != ADMIT_ALL)
@@ -219,15 +223,12 @@ struct admission *admission_new(struct loop *l, struct proxy *p)
 {
     struct admission *a = NEW(struct admission);
     struct rlimit space = {0};
-    uint64_t resident;
 
     a->loop = l;
     a->proxy = p;
     a->cgroup_limit = cgroup_limit();
     if (getrlimit(RLIMIT_AS, &space) == 0 && space.rlim_cur != RLIM_INFINITY)
         a->space_limit = space.rlim_cur;
-    if (!memory_now(&a->space_at_start, &resident))
-        a->space_at_start = 0;
     admission_configure(a, p->cfg);
     a->timer = timer_new(l, on_look, a);
     timer_set(a->timer, 0);
@@ -254,7 +255,7 @@ bool admission_reserve(struct admission *a, uint64_t bytes)
 {
     if (a == NULL)
         return true;
-    uint64_t limit = __atomic_load_n(&a->limit, __ATOMIC_RELAXED);
+    uint64_t limit = __atomic_load_n(&a->bound, __ATOMIC_RELAXED);
     uint64_t taken = __atomic_load_n(&a->resident, __ATOMIC_RELAXED) + __atomic_load_n(&a->promised[0], __ATOMIC_RELAXED) +
                      __atomic_load_n(&a->promised[1], __ATOMIC_RELAXED) + bytes;
 
@@ -275,7 +276,7 @@ void admission_stats(const struct admission *a, struct admission_stats *ret)
     *ret = (struct admission_stats){0};
     if (a == NULL)
         return;
-    ret->limit_bytes = __atomic_load_n(&a->limit, __ATOMIC_RELAXED);
+    ret->limit_bytes = __atomic_load_n(&a->bound, __ATOMIC_RELAXED);
     ret->level = admission_level(a);
     for (unsigned i = 0; i < ADMISSION_REFUSED; i++)
         ret->refused[i] = __atomic_load_n(&a->refused[i], __ATOMIC_RELAXED);

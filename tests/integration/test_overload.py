@@ -13,7 +13,7 @@ import time
 
 import pytest
 from scripted_upstream import ScriptedUpstream
-from stack import SANITIZED, SLOW, make_ca, requests, wait_for
+from stack import SANITIZED, SLOW, Proc, make_ca, requests, wait_for
 from test_limits import Lab, answer, request
 
 FULL = os.environ.get("PULLGATE_OVERLOAD") == "full"
@@ -28,7 +28,7 @@ def descriptors():
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(want, hard) if hard < want and os.geteuid() else want, max(want, hard)))
     yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, max(want, hard)))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 
 
 def rss(proc):
@@ -85,9 +85,19 @@ def percentile(values, p):
     return sorted(values)[min(len(values) - 1, int(len(values) * p / 100))]
 
 
+@pytest.fixture(scope="module")
+def roomy():
+    """For the tests that need many of everything."""
+    w = Lab(proxy={"listen": ["127.0.0.1:0"], "metrics_listen": ["127.0.0.1:0"], "workers": 2},
+            limits={"client_min_rate": 0, "upstream_connections": 1024, "connections_per_ip": 1000})
+    yield w
+    w.close()
+
+
 # ---- memory --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.once
 def test_memory_runs_short():
     """Slow readers of ranges, which are held in memory, and a flood of manifests: the process stays below its bound, further blobs are told
     to come later, manifests of others are answered, and all is well when the readers have gone."""
@@ -150,70 +160,64 @@ def memory_cgroup(name, limit):
     return None
 
 
-def test_memory_bound_of_a_cgroup():
-    """limits.memory says nothing: the bound follows from the cgroup, and its killer does not come."""
-    group = memory_cgroup(f"pullgate-test-{os.getpid()}", 256 * MIB)
-    if group is None or SANITIZED:
-        pytest.skip("no memory cgroup can be made here" if group is None else "a sanitizer's own memory is not what is looked at")
+@pytest.mark.once
+@pytest.mark.parametrize("kind", ["cgroup", "address_space"])
+def test_memory_bound_of_the_process(kind):
+    """limits.memory says nothing: the bound follows from the cgroup, or from RLIMIT_AS; neither kernel nor allocator ends the process."""
+    group = None
+    if kind == "cgroup" and (group := memory_cgroup(f"pullgate-test-{os.getpid()}", 256 * MIB)) is None:
+        pytest.skip("no memory cgroup can be made here")
+    enter = f"echo $$ > {group}/cgroup.procs" if group else "ulimit -v 330000"
+    n = 500 if FULL else 300
     w = Lab(proxy={"listen": ["127.0.0.1:0"], "metrics_listen": ["127.0.0.1:0"], "workers": 2},
             limits={"client_min_rate": 0, "upstream_connections": 1024, "connections_per_ip": 1000})
     try:
         blob = blob_of(w, "1.90.1", 2 * MIB)
         w.s.wait_status("/v2/shop/api/manifests/1.90.1", w.auth, 200)
         w.s.proxies[0].stop()
-        script = w.s.dir / "in-group"
-        script.write_text(f'#!/bin/sh\necho $$ > {group}/cgroup.procs\nexec "$@"\n')
-        script.chmod(0o755)
-        import stack
-        proc = stack.Proc("grouped", [script, *w.s.proxies[0].argv], w.s.dir)
         (w.s.dir / "proxy0.port").unlink(missing_ok=True)
-        lines = wait_for("the proxy in its group", lambda: (p := w.s.dir / "proxy0.port").exists() and p.read_text().split())
+        proc = Proc("limited", ["sh", "-c", f'{enter}; exec "$@"', "sh", *w.s.proxies[0].argv], w.s.dir)
+        lines = wait_for("the proxy with its limit", lambda: (p := w.s.dir / "proxy0.port").exists() and p.read_text().split())
         proc.address, proc.base = lines[0], f"http://{lines[0]}"
         w.s.proxies[0] = proc
         w.port, w.metrics = int(lines[0].rsplit(":", 1)[1]), f"http://{lines[1]}/metrics"
         wait_for("it to be ready", lambda: once(w, "/readyz", None)[0] == 200)
-        assert w.total("pullgate_memory_limit_bytes") == 224 * MIB
-        n = 500
+        bound = w.total("pullgate_memory_limit_bytes")
+        assert bound == 224 * MIB if group else 0 < bound < 330000 * 1024
         slow = Slow(w, w.auth, [f"/v2/shop/api/blobs/{blob}"], n, fields=lambda i: f"Range: bytes={i}-{2 * MIB - 2}\r\n")
         heads = slow.heads()
         codes = [once(w, "/v2/shop/api/manifests/1.0.0", w.auth)[0] for _ in range(200)]
         assert proc.alive(), proc.text()[-2000:]
-        used = group / "memory.max_usage_in_bytes"
-        print(f"\n{n} slow readers in a cgroup of 256 MiB: answered {heads}, manifests {codes.count(200)}/200, resident {rss(proc) / MIB:.0f} MiB, "
-              f"group at most {int(used.read_text()) / MIB if used.exists() else 0:.0f} MiB")
+        used = int((group / "memory.max_usage_in_bytes").read_text()) / MIB if group and (group / "memory.max_usage_in_bytes").exists() else 0
+        print(f"\n{n} slow readers, {kind}: answered {heads}, manifests {codes.count(200)}/200, resident {rss(proc) / MIB:.0f} MiB"
+              + (f", group at most {used:.0f} of 256 MiB" if used else ""))
         assert codes.count(200) >= 180
         slow.close()
         wait_for("blobs to be served again", lambda: once(w, f"/v2/shop/api/blobs/{blob}", w.auth)[0] == 200, 20)
     finally:
         w.close()
-        for _ in range(100):
-            try:
-                group.rmdir()
-                break
-            except OSError:
-                time.sleep(0.05)
+        if group:
+            wait_for("the cgroup to go", lambda: group.rmdir() or True)
 
 
-def test_slow_readers_cost_little():
+@pytest.mark.once
+def test_slow_readers_cost_little(roomy):
     """A hundred readers of one cold blob through the spool, and a hundred of ranges."""
     n = 100
-    w = Lab(proxy={"listen": ["127.0.0.1:0"], "workers": 2}, limits={"client_min_rate": 0, "upstream_connections": 512})
-    try:
-        blobs = [blob_of(w, f"1.91.{i}", 4 * MIB) for i in range(2)]
-        for i in range(2):
-            w.s.wait_status(f"/v2/shop/api/manifests/1.91.{i}", w.auth, 200)
-        base = rss(w.s.proxies[0])
-        for name, blob, fields in (("whole", blobs[0], ""), ("range", blobs[1], lambda i: f"Range: bytes={i}-{4 * MIB - 2}\r\n")):
-            slow = Slow(w, w.auth, [f"/v2/shop/api/blobs/{blob}"], n, fields=fields)
-            heads = slow.heads()
-            assert sum(heads.get(s, 0) for s in (200, 206)) == n, heads
-            time.sleep(0.5)
-            each = (rss(w.s.proxies[0]) - base) / n / MIB
-            print(f"\n{n} slow readers of a {name}: {each:.3f} MiB each")
-            assert SANITIZED or each <= 0.5
-            slow.close()
-    finally:
-        w.close()
+    w = roomy
+    blobs = [blob_of(w, f"1.91.{i}", 4 * MIB) for i in range(2)]
+    for i in range(2):
+        w.s.wait_status(f"/v2/shop/api/manifests/1.91.{i}", w.auth, 200)
+    base = rss(w.s.proxies[0])
+    for name, blob, fields in (("whole", blobs[0], ""), ("range", blobs[1], lambda i: f"Range: bytes={i}-{4 * MIB - 2}\r\n")):
+        slow = Slow(w, w.auth, [f"/v2/shop/api/blobs/{blob}"], n, fields=fields)
+        heads = slow.heads()
+        assert sum(heads.get(s, 0) for s in (200, 206)) == n, heads
+        time.sleep(0.5)
+        each = (rss(w.s.proxies[0]) - base) / n / MIB
+        print(f"\n{n} slow readers of a {name}: {each:.3f} MiB each")
+        assert SANITIZED or each <= 0.5
+        slow.close()
 
 
 # ---- one customer against another ---------------------------------------------------------------------------------------
@@ -246,9 +250,10 @@ def test_transfers_are_shared_out():
         w.close()
 
 
+@pytest.mark.once
 def test_turns_at_the_upstream():
     """A customer has a hundred cold blobs fetched over a few connections; another one's single blob does not come after them."""
-    up_delay, n = 0.15, 60
+    up_delay, n = 0.15, 36
     w = Lab(proxy={"listen": ["127.0.0.1:0"], "metrics_listen": ["127.0.0.1:0"], "workers": 1}, limits={"upstream_connections": 4})
     try:
         many = [w.image(f"1.93.{i}", layers=[b"blob %d " % i * 50000])["layers"][0] for i in range(n)]
@@ -320,10 +325,11 @@ def measure(w, auth, manifest, blob, n):
     return {k: (statistics.median(v) * 1000, percentile(v, 99) * 1000) for k, v in times.items()}
 
 
-def test_a_flood_of_one_customer_and_another_s_pull():
+@pytest.mark.once
+def test_a_flood_of_one_customer_and_another_s_pull(roomy):
     """Hundreds of connections pull large blobs as fast as they get them; another customer's manifest and small blob still come."""
-    n, rounds = (500, 300) if FULL else (60, 60)
-    w = Lab(proxy={"listen": ["127.0.0.1:0"], "metrics_listen": ["127.0.0.1:0"], "workers": 2}, limits={"connections_per_ip": 1000})
+    n, rounds = (500, 300) if FULL else (60, 40)
+    w = roomy
     stop = threading.Event()
     try:
         big = [blob_of(w, f"1.95.{i}", 24 * MIB) for i in range(4)]
@@ -363,23 +369,24 @@ def test_a_flood_of_one_customer_and_another_s_pull():
         for what in ("manifest", "blob"):
             print(f"\nanother customer's {what} beside {n} pulling connections: median {loud[what][0]:.1f} ms, p99 {loud[what][1]:.1f} ms; "
                   f"without them {quiet[what][0]:.1f} and {quiet[what][1]:.1f} ms")
-            assert loud[what][1] < 1000 * SLOW
+            assert loud[what][0] < 250 * SLOW and loud[what][1] < 5000 * SLOW
         slow.close()
     finally:
         stop.set()
-        w.close()
 
 
 # ---- idle connections ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
 def test_idle_connections(secure, tmp_path):
     """Each has had an answer and is kept alive; what they cost, and that a new client is served meanwhile."""
-    n = 10000 if FULL else 300
+    n = 10000 if FULL else 200
     ca = make_ca(tmp_path) if secure else None
-    os.environ["REQUESTS_CA_BUNDLE"] = str(ca["ca"]) if secure else ""
     w = None
+    if secure:
+        os.environ["REQUESTS_CA_BUNDLE"] = str(ca["ca"])  # for what the world itself asks the proxy
     try:
         w = Lab(proxy={"listen": ["127.0.0.1:0"], "workers": 2, **({"tls": {"cert": str(ca["cert"]), "key": str(ca["key"])}} if secure else {})},
                 limits={"connections_per_ip": 1000, "connections": 12500, "keepalive_idle": "300s"})
@@ -423,4 +430,4 @@ def test_idle_connections(secure, tmp_path):
     finally:
         if w:
             w.close()
-        del os.environ["REQUESTS_CA_BUNDLE"]
+        os.environ.pop("REQUESTS_CA_BUNDLE", None)
