@@ -563,8 +563,10 @@ enum err store_backup(struct store *s, const char *path, struct error *reterr)
     if (rc == SQLITE_OK) {
         sqlite3_backup *b = sqlite3_backup_init(to, "main", s->db, "main");
         if (b) {
-            sqlite3_backup_step(b, -1);
-            rc = sqlite3_backup_finish(b);
+            int step = sqlite3_backup_step(b, -1);
+            rc = sqlite3_backup_finish(b); /* knows nothing of a step that found the file busy */
+            if (rc == SQLITE_OK && step != SQLITE_DONE)
+                rc = step;
         } else {
             rc = sqlite3_errcode(to);
         }
