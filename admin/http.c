@@ -486,7 +486,7 @@ static enum err idempotency_look(struct exchange *ex, const char *hash, bool *re
         err = store_step(st, &row, &rq->error);
     if (err || !row)
         goto out;
-    if (!str_eq_c(store_col_str(st, 0), hash)) {
+    if (!str_eq_c(store_col_str(st, 0), hash)) { /* no secret: what a token's own two requests are told apart by */
         err = api_fail(rq, ERR_CONFLICT, "idempotency_key_reused", NULL, "this Idempotency-Key was used for another request");
         rq->status = 422;
         goto out;

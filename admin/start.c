@@ -142,7 +142,7 @@ static enum err bootstrap_take(struct store *s, void *arg, struct error *reterr)
         return bootstrap_refuse(path, strerror(e), reterr);
 
     struct str token = {text, (size_t)n};
-    while (token.n && strchr(" \t\r\n", token.p[token.n - 1]) && token.p[token.n - 1])
+    while (token.n && token.p[token.n - 1] != '\0' && strchr(" \t\r\n", token.p[token.n - 1]))
         token.n--;
     token = str_trim(token);
     enum err err = ERR_OK;

@@ -415,7 +415,7 @@ static void list(const char *path, const char *columns, int argc, char **argv)
             sb_add_char(&filter, *c == '-' ? '_' : *c);
         sb_add_char(&filter, '=');
         for (const char *c = argv[++i]; *c != '\0'; c++) {
-            if ((*c >= 'a' && *c <= 'z') || (*c >= 'A' && *c <= 'Z') || (*c >= '0' && *c <= '9') || strchr("-._~", *c) != NULL)
+            if ((*c >= 'a' && *c <= 'z') || (*c >= 'A' && *c <= 'Z') || (*c >= '0' && *c <= '9') || (*c != '\0' && strchr("-._~", *c) != NULL))
                 sb_add_char(&filter, *c);
             else
                 sb_addf(&filter, "%%%02X", (unsigned)(unsigned char)*c);
@@ -544,7 +544,7 @@ static int explain(int argc, char **argv)
         struct str v = jv_str(jv_iter_value(it));
         sb_addf(&path, "%s=", jv_iter_key(it));
         for (size_t i = 0; i < v.n; i++)
-            sb_addf(&path, strchr("&=%+# ", v.p[i]) != NULL ? "%%%02X" : "%c", (unsigned)(unsigned char)v.p[i]);
+            sb_addf(&path, v.p[i] == '\0' || strchr("&=%+# ", v.p[i]) != NULL ? "%%%02X" : "%c", (unsigned)(unsigned char)v.p[i]);
         sb_add_char(&path, '&');
     }
     struct jv *a = api("GET", path.p, NULL);

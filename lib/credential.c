@@ -113,7 +113,7 @@ static char crockford_of(char c)
         return '0';
     if (c == 'I' || c == 'L')
         return '1';
-    return c && c != 'U' && strchr(CROCKFORD, c) ? c : 0;
+    return c != '\0' && c != 'U' && strchr(CROCKFORD, c) ? c : 0;
 }
 
 bool license_key_normalise(struct str in, char ret[CREDENTIAL_TEXT_MAX])

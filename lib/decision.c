@@ -549,6 +549,11 @@ static void message_of_license(struct strbuf *b, const struct entitlement *ent, 
         add_reference(b, q, reference);
         sb_add_char(b, '.');
         break;
+    case REASON_UNKNOWN:
+    case REASON_NO_LICENSE:
+    case REASON_CUSTOMER_DISABLED:
+    case REASON_CREDENTIAL_EXPIRED:
+    case REASON_RATE_LIMITED:
     default:
         sb_addc(b, " is in no known state.");
         add_contact(b, ent);

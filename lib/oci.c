@@ -371,6 +371,10 @@ enum err oci_route_parse(struct str target, struct oci_request *ret, struct erro
         if (!upload_session_valid(r.reference))
             return error_set_field(reterr, ERR_INVALID, "NAME_INVALID", "not an upload session");
         break;
+    case OCI_TAGS:
+    case OCI_NONE: /* these three were answered above */
+    case OCI_PING:
+    case OCI_CATALOG:
     default: /* tags/list: nothing more to check */
         r.reference = str_sub(r.reference, 0, 0);
         break;

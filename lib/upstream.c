@@ -685,7 +685,7 @@ static void query_add(struct strbuf *b, char before, const char *key, const char
     sb_add_char(b, '=');
     for (; *value; value++) {
         unsigned char c = (unsigned char)*value;
-        if ((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || strchr("-._~:/", c)) {
+        if ((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || (c != '\0' && strchr("-._~:/", c))) {
             sb_add_char(b, (char)c);
         } else {
             sb_add_char(b, '%');
