@@ -261,6 +261,8 @@ static const struct row rows[] = {
     {"inactive over revoked", {{LICENSE_REVOKED, .grants = {ALL}}, {LICENSE_INACTIVE, .grants = {ALL}}}, {V("1")}, REASON_INACTIVE, .winner = 2},
     {"revoked over what is no status", {{(enum license_status)9, .grants = {ALL}}, {LICENSE_REVOKED, .grants = {ALL}}}, {V("1")}, REASON_REVOKED, .winner = 2},
     {"the one that expired last", {{ACT, .expires = 5}, {ACT, .expires = 7}, {ACT, .expires = 6}}, {V("1")}, REASON_EXPIRED, .winner = 2},
+    {"of two that expired together the first", {{ACT, .expires = 5}, {ACT, .expires = 5}}, {V("1")}, REASON_EXPIRED, .winner = 1},
+    {"of two that start together the first", {{ACT, .starts = NOW + 5}, {ACT, .starts = NOW + 5}}, {V("1")}, REASON_SCHEDULED, .winner = 1},
     {"the one that starts first", {{ACT, .starts = NOW + 7}, {ACT, .starts = NOW + 5}, {ACT, .starts = NOW + 6}}, {V("1")}, REASON_SCHEDULED, .winner = 2},
     {"of equals the first", {{LICENSE_REVOKED}, {LICENSE_REVOKED}}, {V("1")}, REASON_REVOKED, .winner = 1},
     {"one of another repository does not count", {{ACT, .repository = "shop/web", .grants = {ALL}}, {LICENSE_REVOKED}}, {V("1")}, REASON_REVOKED, .winner = 2},

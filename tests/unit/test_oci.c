@@ -422,6 +422,8 @@ static void ranges(void **state)
     } rows[] = {
         {"bytes=0-9", 100, ERR_OK, 0, 9},
         {"bytes=0-0", 1, ERR_OK, 0, 0},
+        {"bytes=0-100", 100, ERR_OK, 0, 99},
+        {"bytes=99-100", 100, ERR_OK, 99, 99},
         {"bytes=90-", 100, ERR_OK, 90, 99},
         {"bytes=90-200", 100, ERR_OK, 90, 99},
         {"bytes=-10", 100, ERR_OK, 90, 99},

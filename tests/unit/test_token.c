@@ -261,6 +261,18 @@ static void test_rules(void **state)
         if (accepted(sb_str(&t)) != rows[i].ok)
             fail_msg("%s: %s", rows[i].name, rows[i].ok ? "refused" : "accepted");
     }
+    /* rightly signed, padded with blanks up to the limit, and past it */
+    struct strbuf padded = {0};
+    sb_addc(&padded, GOOD);
+    for (mint(keys, HEADER, padded.p, &t); t.n <= TOKEN_MAX; mint(keys, HEADER, padded.p, &t)) {
+        if (t.n > TOKEN_MAX - 4)
+            assert_true(accepted(sb_str(&t)));
+        sb_add_char(&padded, ' ');
+    }
+    assert_in_range(t.n, TOKEN_MAX + 1, TOKEN_MAX + 4);
+    assert_false(accepted(sb_str(&t)));
+    sb_free(&padded);
+
     mint(foreign, HEADER, GOOD, &t); /* a stranger's key under its own kid */
     assert_false(accepted(sb_str(&t)));
     sb_free(&t);
