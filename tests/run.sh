@@ -133,6 +133,8 @@ tests/check-tree.sh
 count "tree" $?
 
 if build release; then
+    tests/check-binaries.sh build/bin
+    count "binaries" $?
     unit build
     integration build
 fi
