@@ -340,6 +340,8 @@ static enum err check_string(struct api *rq, struct str s, const struct field *f
     int64_t min = f->flags & FIELD_EMPTY ? 0 : f->min ? f->min : 1;
     if (n < min)
         return api_fail(rq, ERR_INVALID, "invalid_field", path, n ? "%s: too short" : "%s: may not be empty", path);
+    if (n > 0 && !(f->flags & FIELD_EMPTY) && str_trim(s).n == 0)
+        return api_fail(rq, ERR_INVALID, "invalid_field", path, "%s: nothing but blanks", path);
     if (n > max)
         return api_fail(rq, ERR_INVALID, "invalid_field", path, "%s: longer than %lld characters", path, (long long)max);
     if (f->one_of) {

@@ -26,7 +26,7 @@ enum role {
 /* ---- schemas: check requests, and describe requests and answers in the OpenAPI document --------------------------------- */
 
 enum field_type {
-    FIELD_STRING, /* 1..max characters of valid UTF-8 without control bytes; 0 allowed with FIELD_EMPTY */
+    FIELD_STRING, /* 1..max characters of valid UTF-8 without control bytes; 0, and nothing but blanks, allowed with FIELD_EMPTY */
     FIELD_TEXT,   /* as string, line feeds and tabs allowed */
     FIELD_SECRET, /* as string; never in an answer, the log or the audit */
     FIELD_INT,    /* min..max */

@@ -157,6 +157,16 @@ static enum err upstream_list(struct api *rq)
 
 /* ---- checks ------------------------------------------------------------------------------------------------------------ */
 
+static bool has_dot_segment(const char *url)
+{
+    for (const char *p = url; (p = strstr(p, "/.")) != NULL; p += 2) {
+        size_t n = p[2] == '.' ? 3 : 2;
+        if (p[n] == '/' || p[n] == '?' || p[n] == '\0')
+            return true;
+    }
+    return false;
+}
+
 /* An address that curl will read just as we do, with nothing hidden in it. */
 static enum err check_url(struct api *rq, const char *field, const char *url, bool is_base)
 {
@@ -164,7 +174,7 @@ static enum err check_url(struct api *rq, const char *field, const char *url, bo
     struct error error = {0};
     if (fetch_url_parse(url, &u, &error))
         return api_fail(rq, ERR_INVALID, "invalid_field", field, "%s: %s", field, error.text);
-    bool good = !strpbrk(url, " \t#\\%@") && (!is_base || !strchr(url, '?'));
+    bool good = !strpbrk(url, " \t#\\%@") && !has_dot_segment(url) && (!is_base || !strchr(url, '?'));
     fetch_url_free(&u);
     if (!good)
         return api_fail(rq, ERR_INVALID, "invalid_field", field, "%s: expected http(s)://host[:port][/path] and nothing else", field);

@@ -67,6 +67,7 @@
 #define FILE_BYTES_MAX   (1024 * 1024) /* one edge_write_file() */
 #define STREAM_ROUND     (1024 * 1024) /* streamed to one client before others get their turn: the rest waits for the next round */
 #define ANSWER_SLACK_MS  2000          /* beyond edge_answer_within(): the handler, which knows more of it, comes first */
+#define LEFT_BODY_MAX    (1ull << 30)  /* a body where none is taken is answered as if it were not there, up to this length */
 #define EVICT_LOOK       512           /* idle connections looked at to find one of an address that is over its limit */
 #define ADDRESS_BUCKETS  4096
 
@@ -1441,7 +1442,7 @@ static bool body_begin(struct conn *c)
     if (r->head.length == 0)
         return true;
     size_t limit = e->h.body_limit ? e->h.body_limit(e->h.ctx, &r->head) : 0;
-    if (limit == 0 && r->head.method != HEAD_GET && r->head.method != HEAD_HEAD) {
+    if (limit == 0 && r->head.method != HEAD_GET && r->head.method != HEAD_HEAD && r->head.length <= LEFT_BODY_MAX) {
         c->close_after = c->linger = true; /* the handler answers 405 or 404; the body is left where it is */
         r->in.n = r->head_n;
         return true;

@@ -44,8 +44,8 @@ void edge_tls_unref(struct edge_tls **t);
 struct edge_handlers {
     void *ctx;
     /* How many body bytes this head may bring; 0: none. More is 413 before anything is read. Not called without a body. With 0 a
-     * GET or HEAD is refused with 413; other methods reach on_request with an empty body, so that they can be answered 405 or 404,
-     * and the connection closes after the answer: what follows the head is never looked at. */
+     * GET or HEAD is refused with 413, and any request above 1 GiB; other methods reach on_request with an empty body, so that they can
+     * be answered 405 or 404, and the connection closes after the answer: what follows the head is never looked at. */
     size_t (*body_limit)(void *ctx, const struct head *h);
     void (*on_request)(void *ctx, struct edge_req *req);
     /* The client left (or was too slow) before the answer was complete. handle is edge_req_handle(). */

@@ -1,4 +1,5 @@
-"""Every adversarial case of the registry's categories, from adversarial/cases.jsonl, against the running stack with a counting upstream.
+"""Every adversarial case of the registry's categories, from adversarial/cases.jsonl, and the neighbours of each that we could think of, from
+neighbours.jsonl, against the running stack with a counting upstream.
 
 A row whose placeholders this stack cannot fill would be a hole: it fails instead of being skipped.
 """
@@ -22,8 +23,8 @@ from scripted_upstream import Recorder, ScriptedUpstream
 from stack import SLOW, basic, wait_for
 
 CATEGORIES = ("parsing_smuggling", "path_name", "auth_token", "entitlement")
-ROWS = [r for r in map(json.loads, (pathlib.Path(__file__).parent / "adversarial" / "cases.jsonl").read_text().splitlines())
-        if r["category"] in CATEGORIES and r["target"] == "registry"]
+FILES = [pathlib.Path(__file__).parent / "adversarial" / name for name in ("cases.jsonl", "neighbours.jsonl")]
+ROWS = [r for f in FILES for r in map(json.loads, f.read_text().splitlines()) if r["category"] in CATEGORIES and r["target"] == "registry"]
 
 
 def b64(s):
@@ -56,11 +57,16 @@ class Arena:
         minted = s.wait_status(f"/token?service=pullgate&scope=repository:shop/api:pull", brief_auth, 200).json()["token"]
         s.api("PATCH", f"/licenses/{brief['id']}", {"expires_at": "2026-01-01T00:00:00Z", "starts_at": None}, expect=200)
         rotated = s.add_credential(w.customer["id"], "old", expires_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 2)))
+        revoke2_auth, revoke2_license, _ = w.customer_with("piper", [{"selector": "range", "value": "^1.0"}])
+        up.push_image("acme/api", "1.2.0", [b"big " * 2000000])
+        big = up.push_blob("acme/api", b"big " * 2000000)
+        up.tags["acme/api", "latest"] = ungranted["digest"]
         # cosign's tags and an attestation of the ungranted image
         hexd = ungranted["digest"][7:]
         att = up.push_blob("acme/api", b"attestation of 2.0.0")
         for suffix in ("sig", "sbom", "att"):
             up.push_image("acme/api", f"sha256-{hexd}.{suffix}", [b"attestation of 2.0.0", suffix.encode()])
+        up.tags["acme/api", f"sha256-{hexd}"] = up.tags["acme/api", f"sha256-{hexd}.att"]
         pw = w.credential["secret"]
         self.seed = next((pathlib.Path(s.dir) / "keys").glob("token-*.key"))
         self.ph = ph = {
@@ -78,6 +84,12 @@ class Arena:
             "UNGRANTED_COSIGN_ATT_TAG": f"sha256-{hexd}.att", "UNGRANTED_ATT_BLOB": att,
             "REVOKE_AUTH": revoke_auth, "REVOKE_LICENSE_ID": revoke_license["id"], "TOKEN_MINTED_BEFORE_EXPIRY": minted,
             "ROTATED_OLD_AUTH": basic("globex", rotated["secret"]), "UPSTREAM_HOST": f"127.0.0.1:{up.port}",
+            "REVOKE2_AUTH": revoke2_auth, "REVOKE2_LICENSE_ID": revoke2_license["id"], "BIG_BLOB": big,
+            "CUST_PW": pw, "CUST_PW_UPPER": pw.upper(), "CUST_PW_CUT": pw[:-1], "CUST_PW_FLIP": pw[:12] + ("A" if pw[12] != "A" else "B") + pw[13:],
+            "B64_LONG_USER": b64("u" * 8192 + ":" + pw), "GRANTED_CHILD": granted["children"][0]["digest"],
+            "GRANTED_CONFIG": granted["children"][0]["config"], "UNGRANTED_CHILD": ungranted["children"][1]["digest"],
+            "UNGRANTED_BLOB2": ungranted["children"][1]["layers"][1], "UNGRANTED_SIG_DIGEST": up.tags["acme/api", f"sha256-{hexd}.sig"],
+            "UNGRANTED_FALLBACK_TAG": f"sha256-{hexd}", "UNGRANTED_SIG_TAG_UPPER": f"sha256-{hexd.upper()}.sig",
         }
         self.expiring_at = expiring_at
         self.jwts()
@@ -87,7 +99,7 @@ class Arena:
     def warm(self):
         """What is granted is known to the proxy: rows that count upstream hits measure the case, not the first look."""
         for worker in range(12):  # a fresh connection each: both workers
-            for path in ("manifests/1.0.0", "manifests/1.1.0", f"blobs/{self.ph['UNGRANTED_BLOB']}", "tags/list",
+            for path in ("manifests/1.0.0", "manifests/1.1.0", "manifests/1.2.0", f"blobs/{self.ph['UNGRANTED_BLOB']}", "tags/list",
                          f"manifests/{self.ph['UNGRANTED_DIGEST']}", f"manifests/{self.ph['UNGRANTED_COSIGN_SIG_TAG']}"):
                 requests.get(self.w.s.base + "/v2/shop/api/" + path, headers={"Authorization": self.w.auth, "Connection": "close"}, timeout=30)
 
@@ -145,10 +157,41 @@ class Arena:
         p["JWT_CRIT"] = make({"crit": ["exp"]})
         p["JWT_JWE"] = ".".join([b64u(json.dumps({"alg": "dir", "enc": "A256GCM"})), "", b64u(b"iv"), b64u(b"cipher"), b64u(b"tag")])
         p["JWT_TYP_OTHER"] = make({"typ": "JWT"})
+        without = lambda d, k: json.dumps({a: b for a, b in d.items() if a != k})
+        raw_sig = base64.urlsafe_b64decode(sig + "==")
+        order = 2**252 + 27742317777372353535851937790883648493
+        pem = b"-----BEGIN PUBLIC KEY-----\n" + base64.b64encode(bytes.fromhex("302a300506032b6570032100") + bytes(key.verify_key)) + \
+            b"\n-----END PUBLIC KEY-----\n"
+        letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+        p.update({
+            "JWT_ALG_NONE_SIG": b64u(json.dumps({**head, "alg": "none"})) + f".{c}.{sig}", "JWT_ALG_MISSING": make(raw_head=without(head, "alg")),
+            "JWT_HS256_PUBPEM": hs(pem), "JWT_ALG_ED25519": make({"alg": "Ed25519"}), "JWT_EVIL_KID": make(signer=evil),
+            "JWT_KID_MISSING": make(raw_head=without(head, "kid")), "JWT_KID_NUMBER": make({"kid": 0}), "JWT_KID_LONG": make({"kid": "k" * 3000}),
+            "JWT_SIG_ZERO": f"{h}.{c}.{b64u(bytes(64))}", "JWT_SIG_LONG": f"{h}.{c}.{b64u(raw_sig + b'x')}",
+            "JWT_SIG_MALLEABLE": f"{h}.{c}.{b64u(raw_sig[:32] + (int.from_bytes(raw_sig[32:], 'little') + order).to_bytes(32, 'little'))}",
+            "JWT_TWO_PARTS": f"{h}.{c}", "JWT_FOUR_PARTS": f"{h}.{c}.{sig}.{sig}", "JWT_EXP_ZERO": make(claims_={"exp": 0}),
+            "JWT_EXP_NEGATIVE": make(claims_={"exp": -1}), "JWT_EXP_FAR": make(claims_={"exp": now + 3650 * 86400}),
+            "JWT_EXP_2_64": make(claims_={"exp": 2**64 + now + 300}), "JWT_AUD_EMPTY": make(claims_={"aud": ""}),
+            "JWT_AUD_PREFIX": make(claims_={"aud": claims["aud"] + "x"}), "JWT_DUP_HEADER": make(raw_head=json.dumps(head)[:-1] + ', "alg": "none"}'),
+            "JWT_DUP_ESCAPED": make(raw_claims=json.dumps(claims)[:-1] + ', "s\\u0075b": "hooli"}'), "JWT_TYP_MISSING": make(raw_head=without(head, "typ")),
+            "JWT_B64_FALSE": make({"b64": False}), "JWT_ZIP": make({"zip": "DEF"}), "JWT_EXTRA_HEADER": make({"x": 1}),
+            "JWT_PADDED": f"{h}.{c}.{sig}==", "JWT_NONCANONICAL": f"{h}.{c}.{sig[:-1]}{letters[letters.index(sig[-1]) ^ 1]}",
+            "JWT_STD_B64": f"{h}.{c}.{base64.b64encode(b'+/' + raw_sig[2:]).decode().rstrip('=')}", "JWT_SPACE": f"{h}. {c}.{sig}",
+            "JWT_SUB_MISSING": make(raw_claims=without(claims, "sub")),
+            "JWT_CLAIMS_ARRAY": make(raw_claims=json.dumps([claims])), "JWT_CLAIMS_TRAILING": make(raw_claims=json.dumps(claims) + "x"),
+            "JWT_LONG": make(claims_={"pad": "x" * 7000}),
+            "JWT_ACCESS_OTHER": make(claims_={"access": [{"type": "repository", "name": "other/app", "actions": ["pull"]}]}),
+        })
+        none = self.w.s.wait_status("/token?service=pullgate&scope=repository:other/app:pull", p["CUST2_AUTH"], 200).json()["token"]
+        theirs = json.loads(base64.urlsafe_b64decode(none.split(".")[1] + "=="))
+        p["JWT_ACCESS_WIDE"] = make(raw_claims=json.dumps({**theirs, "access": [{"type": "repository", "name": "shop/api", "actions": ["pull"]}]}))
 
     def fill(self, v):
         if isinstance(v, str):
             out = re.sub(r"\{([A-Z][A-Za-z0-9_]*)\}", lambda m: self.ph[m[1]] if m[1] in self.ph else m[0], v)
+            out = re.sub(r"\{B64:(.*?)\}", lambda m: b64(m[1]), out, flags=re.S)
+            out = re.sub(r"\{B64NOPAD:(.*?)\}", lambda m: b64(m[1]).rstrip("="), out, flags=re.S)
+            out = re.sub(r"\{B64URL:(.*?)\}", lambda m: base64.urlsafe_b64encode(m[1].encode("latin-1")).decode(), out, flags=re.S)
             left = re.search(r"\{[A-Z][A-Z0-9_x]+\}", out)
             assert not left, f"placeholder {left[0]} has no value"
             return out
@@ -192,7 +235,7 @@ def parse_responses(data, is_head=False):
     return out
 
 
-def send_raw(address, parts, delay=0.0, is_head=False):
+def send_raw(address, parts, delay=0.0, is_head=False, quiet=1.0):
     """Send byte strings one after another; all responses until the peer closes or is quiet, and whether it closed."""
     host, port = address.rsplit(":", 1)
     data, closed = b"", False
@@ -206,7 +249,7 @@ def send_raw(address, parts, delay=0.0, is_head=False):
         except OSError:
             closed = True
         deadline = time.monotonic() + 12 * SLOW
-        quiet = 1.0 * SLOW
+        quiet *= SLOW
         while time.monotonic() < deadline:
             s.settimeout(quiet if data else 12 * SLOW)
             try:
@@ -361,7 +404,9 @@ def run_steps(arena, row, expect):
             assert answers[-1].status in expect["last_status_in"], answers[-1].status
         if expect.get("identical_responses"):
             drop = {h.lower() for h in expect.get("ignore_headers", [])}
-            forms = [(a.reason, [(k, v) for k, v in a.headers if k.lower() not in drop], a.body) for a in answers]
+            same = "|".join([r"\b01[0-9A-HJKMNP-TV-Z]{24}\b", *map(re.escape, expect.get("ignore_texts", []))])  # an id; what the client sent itself
+            forms = [(re.sub(same, "", a.reason), [(k, v) for k, v in a.headers if k.lower() not in drop | {"content-length"}],
+                      re.sub(same, "", a.body.decode("latin-1"))) for a in answers]
             assert all(f == forms[0] for f in forms), forms
         if "upstream_hits" in expect:
             assert hits <= expect["upstream_hits"], f"{hits}: {up.requests[-hits:]}"
@@ -410,7 +455,7 @@ def test_case(arena, row):
         delay = row.get("split_delay_ms", row.get("part_delay_ms", 0)) / 1000
         is_head = whole[0].startswith(b"HEAD ")
         for parts in runs:
-            answers, closed = send_raw(address, parts, delay, is_head)
+            answers, closed = send_raw(address, parts, delay, is_head, quiet=0.3 if len(runs) == 1 else 0.02)
             check(arena, row, expect, answers, closed, arena.up.hits() - before)
         return
     a, closed, n = send_http(address, row["method"], arena.fill(row["path"]), arena.fill(row.get("headers", {})), arena.fill(row.get("body")))

@@ -12,7 +12,8 @@ import requests
 from admin_fixture import admin_stack, token
 from stack import basic
 
-CASES = [json.loads(line) for line in (pathlib.Path(__file__).parent / "adversarial" / "cases.jsonl").read_text().splitlines() if line.strip()]
+CASES = [json.loads(line) for name in ("cases.jsonl", "neighbours.jsonl")
+         for line in (pathlib.Path(__file__).parent / "adversarial" / name).read_text().splitlines() if line.strip()]
 CASES = [c for c in CASES if c["category"] in ("admin_api", "portal")]
 
 # id: (what is run instead of the row's own request, why)
@@ -38,10 +39,12 @@ def w():
         s.lic = s.add_license(s.cus["id"], s.app["id"])
         expired = s.add_customer("expired")
         s.expired = s.add_credential(expired["id"])
-        s.add_license(expired["id"], s.app["id"], expires_at="2020-01-01")
+        lic2 = s.add_license(expired["id"], s.app["id"], expires_at="2020-01-01")
         viewer, _ = token(s, "viewer")
         s.place = {
             "ADMIN_BASE": "/api/v1", "PORTAL_BASE": "/portal/v1", "ADMIN_AUTH": "Bearer " + s.token, "READONLY_ADMIN_AUTH": "Bearer " + viewer.token,
+            "CUST_AUTH": basic("globex", s.cred["secret"]), "CUST_PW": s.cred["secret"], "ADMIN_AUTH_CUT": "Bearer " + s.token[:-1],
+            "ADMIN_AS_BASIC": basic("admin", s.token), "UPSTREAM_ID": s.up["id"], "LICENSE_KEY": s.lic["key"], "LICENSE2_ID": lic2["id"],
             "CUST_ID": s.cus["id"], "APP_ID": s.app["id"], "LICENSE_ID": s.lic["id"], "CUST2_ID": expired["id"], "UPSTREAM_SECRET": "upstream-canary-5a",
             "ADMIN_SECRET": s.token, "NONCE": secrets.token_hex(4), "STR_1MB": "n" * 1000000, "JSON_4MIB_EMPTY_OBJECTS": "[" + "{}," * 1400000 + "{}]",
             "100K_VERSIONS": ",".join(f'"1.0.{i}"' for i in range(100000)), "GRANTED_TAG": "1.0.0", "CUST2_ONLY_TAG": "9.9.9", "ADMIN_SESSION_COOKIE": "session=x",
@@ -97,6 +100,10 @@ def test_case(w, case):
         assert r.status_code in allowed, f"{r.status_code} {r.text[:500]}"
         for text in expect.get("body_not_contains", []):
             assert fill(w, text) not in r.text
+        for name in expect.get("header_present", []):
+            assert name in r.headers
+        for name, text in expect.get("header_contains", {}).items():
+            assert text in r.headers[name]
         for line in expect.get("headers_not_contain", []):
             assert line.lower() not in "\n".join(f"{k}: {v}" for k, v in r.headers.items()).lower()
     if expect.get("no_state_change") and case["id"] not in ("ADM-057",):
