@@ -9,6 +9,7 @@ import secrets
 import pytest
 import requests
 
+import fronts
 from admin_fixture import admin_stack, token
 from stack import basic
 
@@ -29,8 +30,8 @@ ALSO = {
 }
 
 
-@pytest.fixture(scope="module")
-def w():
+@pytest.fixture(scope="module", params=["direct", "nginx", "haproxy"])
+def w(request, tmp_path_factory):
     with admin_stack(n_proxies=1) as s:
         s.up = s.add_upstream(password="upstream-canary-5a", username="u")
         s.app = s.add_application("shop", [("shop/api", "acme/api", "image")], s.up["id"])
@@ -50,7 +51,14 @@ def w():
             "100K_VERSIONS": ",".join(f'"1.0.{i}"' for i in range(100000)), "GRANTED_TAG": "1.0.0", "CUST2_ONLY_TAG": "9.9.9", "ADMIN_SESSION_COOKIE": "session=x",
             "PORTAL_LOGIN_BODY": "user=globex", "GZIP_BOMB_10MB_TO_10GB": gzip.compress(b"\0" * 10000000).decode("latin-1"),
         }
+        s.front = request.param
+        front = None
+        if s.front != "direct":  # what the tests see of the admin daemon is the front's address; s.api stays direct
+            front = fronts.start(s.front, tmp_path_factory.mktemp("front"), s.admin_base.split("//")[1])
+            s.admin_base = "http://" + front.address
         yield s
+        if front:
+            front.close()
 
 
 def fill(w, text):
