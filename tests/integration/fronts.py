@@ -126,14 +126,15 @@ class Nginx:
 
 
 class HAProxy:
-    """As documented. proxy_protocol: each connection to Pullgate tells its client's address that way, and the field is left out."""
+    """As documented, but that connections are shared between clients at every request (http-reuse always): what one leaves on a connection,
+    another would meet. proxy_protocol: each connection to Pullgate tells its client's address that way, and the field is left out."""
 
     def __init__(self, directory, upstream, proxy_protocol=False):
         self.dir = pathlib.Path(directory)
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
         block = replaced(documented("haproxy"), [
-            (r"bind :443 .*", f"bind {self.address}"), (r" *option httpchk .*\n", ""),
+            (r"bind :443 .*", f"bind {self.address}"), (r" *option httpchk .*\n", ""), (r"http-reuse safe", "http-reuse always"),
             (r"server p1 127\.0\.0\.1:5080 check", f"server p1 {upstream}" + (" send-proxy-v2" if proxy_protocol else ""))])
         if proxy_protocol:
             block = replaced(block, [(r" *option forwardfor\n", "")])
