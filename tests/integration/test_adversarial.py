@@ -42,7 +42,8 @@ class Arena:
 
     def __init__(self, limits=None, expiring_in=120, **kw):
         self.up = up = ScriptedUpstream()
-        self.w = w = World(upstream=up, limits={"auth_failures_per_minute": 1000000, **(limits or {})}, **kw)
+        self.w = w = World(upstream=up, limits={"auth_failures_per_minute": 1000000, **(limits or {})},
+                           admin={"sync_interval": "0s"}, **kw)  # what the upstream is asked is the rows' doing
         s = w.s
         granted, ungranted = w.images["1.0.0"], w.images["2.0.0"]
         cust2 = s.add_customer("hooli")

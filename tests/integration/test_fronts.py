@@ -23,7 +23,7 @@ class FrontArena(Arena):
 
     def __init__(self):
         super().__init__(proxy={"workers": 2, "trusted_proxies": ["127.0.0.1"], "proxy_protocol": "accepted"},
-                         admin={"sync_interval": "0s"}, cache={"tag_freshness": "1h", "negative": "0s"}, limits={"keepalive_requests": 1000000}, expiring_in=7200)
+                         cache={"tag_freshness": "1h", "negative": "0s"}, limits={"keepalive_requests": 1000000}, expiring_in=7200)
         self.direct = self.ph["HOST"]
         self.tap = fronts.Tap(self.direct)
         self.dir = tempfile.TemporaryDirectory(prefix="pullgate-fronts-")
