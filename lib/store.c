@@ -24,6 +24,7 @@
 #include "pullgate/mem.h"
 #include "pullgate/seal.h"
 
+#define STORE_BUSY_CLOSE_MS    500  /* for readers that are about to end too */
 #define STORE_BUSY_MS          5000 /* how long a statement waits for a lock: readers against a checkpoint's restart */
 #define STORE_STATEMENTS_MAX   256  /* prepared statements kept; lists with filters make many texts */
 #define STORE_CHECKPOINT_PAGES 1000
@@ -40,6 +41,7 @@ struct store_stmt {
 struct store {
     sqlite3 *db;
     int lock_fd;
+    bool is_good; /* the writing one, after its checks */
     bool read_only, in_tx;
     uint64_t clock;
     struct store_stmt *cache[STORE_STATEMENTS_MAX];
@@ -198,10 +200,14 @@ enum err store_open(const char *url, bool read_only, struct store **ret, struct 
         /* SQLite would make the file readable for everybody; its -wal and -shm get the mode of the file. */
         bool was_made = store_was_made(s);
         int fd = open(path, O_RDWR | (was_made ? 0 : O_CREAT) | O_CLOEXEC, 0600);
-        if (fd < 0 && errno == ENOENT && was_made) {
+        struct stat st = {.st_size = 1};
+        if (was_made && ((fd < 0 && errno == ENOENT) || (fd >= 0 && fstat(fd, &st) == 0 && st.st_size == 0))) {
             /* An empty one in its place would take every customer's rights away. */
             err = error_set_field(reterr, ERR_UNAVAILABLE, "store.url",
-                                  "store: %s is gone: restore a backup, or, to begin anew with an empty store, remove %s.lock as well", path, path);
+                                  "store: %s is %s: restore a backup, or, to begin anew with an empty store, remove it and %s.lock as well", path,
+                                  fd < 0 ? "gone" : "empty", path);
+            if (fd >= 0)
+                close(fd);
             goto fail;
         }
         if (fd < 0) {
@@ -240,6 +246,8 @@ void store_close(struct store **ps)
         sqlite3_finalize(s->cache[i]->st);
         mem_free(s->cache[i]);
     }
+    if (s->is_good && sqlite3_busy_timeout(s->db, STORE_BUSY_CLOSE_MS) == SQLITE_OK) /* all of it in one file, for who copies that */
+        (void)sqlite3_wal_checkpoint_v2(s->db, NULL, SQLITE_CHECKPOINT_TRUNCATE, NULL, NULL);
     if (s->db && sqlite3_close(s->db) != SQLITE_OK)
         log_error("store: closed with statements in use: %s", sqlite3_errmsg(s->db));
     if (s->lock_fd >= 0)
@@ -492,9 +500,27 @@ fail:
     return err;
 }
 
+/* A file without tables where a store was: its -wal, in which everything may stand, was not put beside it. */
+static enum err store_check_tables(struct store *s, struct error *reterr)
+{
+    struct store_stmt *st = NULL;
+    bool row = false;
+    enum err err = store_query(s, &st, reterr, "SELECT count(*) FROM sqlite_master", "");
+    if (!err)
+        err = store_step(st, &row, reterr);
+    if (!err && (!row || store_col_int(st, 0) == 0))
+        err = error_set_field(reterr, ERR_UNAVAILABLE, "store.url",
+                              "store: the file holds nothing: restore a backup; of a copied store its -wal file is a part");
+    store_done(&st);
+    return err;
+}
+
 enum err store_migrate(struct store *s, const struct store_migration *m, size_t n, struct error *reterr)
 {
-    enum err err = store_exec(
+    enum err err = s->lock_fd >= 0 && store_was_made(s) ? store_check_tables(s, reterr) : ERR_OK;
+    if (err)
+        return err;
+    err = store_exec(
         s, NULL, reterr,
         "CREATE TABLE IF NOT EXISTS schema_migrations (version INTEGER PRIMARY KEY, checksum TEXT NOT NULL, applied_at INTEGER NOT NULL)",
         "");
@@ -529,8 +555,10 @@ enum err store_migrate(struct store *s, const struct store_migration *m, size_t 
         err = store_migrate_one(s, &m[i], sb_str(&sum), reterr);
     }
     sb_free(&sum);
-    if (!err)
+    if (!err) {
         store_mark_made(s);
+        s->is_good = s->lock_fd >= 0;
+    }
     return err;
 }
 
