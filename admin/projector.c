@@ -340,6 +340,20 @@ static bool root_is_ours(struct projector *p, const struct cache_reply *r)
     return false;
 }
 
+/* What stands in pg:root. MGET: a key of another type is none, where GET would be an error for ever. */
+static enum err root_look(struct projector *p, const struct cache_reply **ret, struct error *reterr)
+{
+    const struct cache_reply *r;
+    struct str get[] = {S("MGET"), S(PROJECTION_ROOT_KEY)};
+    enum err e = cache_sync_command(p->redis, get, 2, &r, reterr);
+
+    if (!e && (r->type != CACHE_ARRAY || r->n != 1))
+        e = error_set(reterr, ERR_UNAVAILABLE, "Redis does not say what the root is");
+    if (!e)
+        *ret = &r->items[0];
+    return e;
+}
+
 static void out_of_sync(struct projector *p, const char *why)
 {
     if (p->in_sync)
@@ -585,8 +599,7 @@ static enum err project_changes(struct projector *p, bool *ret_more, struct erro
     sb_add_u64(commands_arg(&c), last);
 
     const struct cache_reply *seen;
-    struct str get[] = {S("GET"), S(PROJECTION_ROOT_KEY)};
-    e = cache_sync_command(p->redis, get, 2, &seen, reterr);
+    e = root_look(p, &seen, reterr);
     if (!e && !root_is_ours(p, seen)) {
         p->root.epoch = before;
         out_of_sync(p, "Redis does not hold the root that was written last");
@@ -636,6 +649,10 @@ static enum err renew_root(struct projector *p, struct error *reterr)
     if (e) {
         sb_reset(&p->root_unsure);
         sb_add(&p->root_unsure, sb_str(&root));
+        if (root_look(p, &old, NULL) == ERR_OK && !root_is_ours(p, old)) { /* of another type, which SET GET refuses */
+            out_of_sync(p, "Redis holds a root that is not ours");
+            e = ERR_OK;
+        }
     } else if (!root_is_ours(p, old)) {
         out_of_sync(p, old->type == CACHE_NIL ? "Redis holds no root" : "Redis holds a root that is not ours");
     } else {
@@ -787,8 +804,7 @@ static enum err rebuild(struct projector *p, struct error *reterr)
     int64_t time_ms = 0;
 
     /* Before the work: is Redis there at all? And does it know a newer state, signed by us? */
-    struct str get[] = {S("GET"), S(PROJECTION_ROOT_KEY)};
-    enum err e = cache_sync_command(p->redis, get, 2, &r, reterr);
+    enum err e = root_look(p, &r, reterr);
     if (e)
         return e;
     if (r->type == CACHE_STRING) {
@@ -994,8 +1010,7 @@ static enum err adopt(struct projector *p, struct error *reterr)
     bool row, same = false;
     uint64_t max = 0, n = 0;
 
-    struct str get[] = {S("GET"), S(PROJECTION_ROOT_KEY)};
-    enum err e = cache_sync_command(p->redis, get, 2, &r, reterr);
+    enum err e = root_look(p, &r, reterr);
     if (e)
         return e;
     if (r->type != CACHE_STRING || projection_root_scan(p->keys, r->str, &root) != ERR_OK)
