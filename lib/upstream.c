@@ -842,6 +842,9 @@ static void on_token_done(void *ctx, enum err err, const char *text, bool got_by
         e = ERR_OK;
         why[0] = 0;
     }
+    /* What was learned may have gone with the endpoint: the next operation asks for the challenge anew. Tokens that are held stay good. */
+    if (e && t->status != 401 && t->status != 403 && t->status != 429)
+        u->auth_mode = AUTH_UNKNOWN;
     if (t->body.p)
         mem_cleanse(t->body.p, t->body.n);
     sb_reset(&t->body);

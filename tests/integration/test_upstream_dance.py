@@ -287,6 +287,22 @@ def test_token_is_renewed_before_it_ends(server):
     assert [r.auth for r in s.seen if r.path != "/token"] == [None, "Bearer t1", "Bearer t1", "Bearer t2"]
 
 
+def test_a_sign_in_that_becomes_another(server):
+    """The token endpoint that was learned goes away with its registry's way of signing in: the registry is asked again for its challenge."""
+    tokens, changed = Tokens(expires_in=2), threading.Event()
+    bearer = bearer_registry(tokens)
+
+    def handler(req):
+        if changed.is_set():
+            return (404, {}, b"") if req.path == "/token" else basic_registry(req)
+        if req.auth == "Bearer t1":
+            changed.set()
+        return bearer(req)
+
+    out = drive(server(handler).url, "manifest acme/api 1.0", "sleep 1700", *["manifest acme/api 1.0"] * 3)
+    assert [x["err"] for x in out] == ["OK", "UPSTREAM", "OK", "OK"]
+
+
 def test_token_revoked_is_renewed_once(server):
     tokens = Tokens()
     s = server(bearer_registry(tokens, good=lambda t: t != "t1"))
