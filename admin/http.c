@@ -13,6 +13,7 @@
 #include "portal.h"
 #include "projector.h"
 #include "pullgate/clock.h"
+#include "pullgate/clockwatch.h"
 #include "pullgate/credential.h"
 #include "pullgate/log.h"
 #include "pullgate/mem.h"
@@ -907,6 +908,7 @@ static void http_metrics(struct http *h, struct edge_req *req)
         reload_metrics(&reloads, &b);
     }
     reload_certificate_metrics(h->tls, &b);
+    clockwatch_metrics(&b);
     metrics_write_process(&b);
     reply_plain(req, 200, "text/plain; version=0.0.4; charset=utf-8", sb_str(&b));
     sb_free(&b);

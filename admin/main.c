@@ -13,6 +13,7 @@
 #include "events.h"
 #include "http.h"
 #include "projector.h"
+#include "pullgate/clockwatch.h"
 #include "pullgate/config.h"
 #include "pullgate/edge.h"
 #include "pullgate/log.h"
@@ -44,6 +45,7 @@ struct process {
     struct http_sockets sockets;
     struct watch *sigterm, *sigint, *sigusr1;
     struct timer *clock_timer, *drain_timer, *watchdog;
+    struct clockwatch *clock;
     uint64_t watchdog_ms; /* 0: nobody waits for it */
     bool is_stopping;
 };
@@ -233,6 +235,7 @@ static void stop_all(struct process *p)
     watch_free(&p->sigint);
     watch_free(&p->sigusr1);
     timer_free(&p->watchdog);
+    clockwatch_free(&p->clock);
     reload_free(&a->reload);
     loop_free(a->loop);
     if (a->keys)
@@ -267,6 +270,7 @@ static int run(const char *path, struct config *cfg)
         p.sigusr1 = watch_signal(a->loop, SIGUSR1, on_reopen, &p);
         a->reload = reload_new(a->loop, path, cfg, &(struct reload_handlers){.ctx = &p, .tls = tls_of, .apply = on_configuration});
         p.watchdog = timer_new(a->loop, on_watchdog, &p);
+        p.clock = clockwatch_new(a->loop);
         p.watchdog_ms = notify_watchdog_ms();
         if (p.watchdog_ms > 0)
             on_watchdog(&p);

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "pullgate/clock.h"
+#include "pullgate/clockwatch.h"
 #include "pullgate/fetch.h"
 #include "pullgate/listeners.h"
 #include "pullgate/log.h"
@@ -40,6 +41,7 @@ struct program {
     struct loop *loop; /* main thread: signals, drain deadline */
     struct timer *drain_deadline, *join_poll, *watchdog;
     struct reload *reload;
+    struct clockwatch *clock;
     struct monitor *monitor;
     struct listeners *sockets, metrics_sockets; /* one set a worker; and the monitor's */
     uint64_t watchdog_ms; /* 0: nobody waits for it */
@@ -398,6 +400,7 @@ int main(int argc, char **argv)
     struct reload_handlers h = reloading;
     h.ctx = &g;
     g.reload = reload_new(g.loop, path, cfg, &h);
+    g.clock = clockwatch_new(g.loop);
     struct watch *signals[] = {watch_signal(g.loop, SIGTERM, on_stop_signal, &g), watch_signal(g.loop, SIGINT, on_stop_signal, &g),
                                watch_signal(g.loop, SIGUSR1, on_reopen, &g)};
     if (serve(&g, &error) != ERR_OK)
@@ -426,6 +429,7 @@ int main(int argc, char **argv)
     timer_free(&g.watchdog);
     monitor_free(&g.monitor);
     reload_free(&g.reload);
+    clockwatch_free(&g.clock);
     loop_free(g.loop);
     blobs_free(&g.proxy.blobs);
     guard_free(&g.proxy.guard);

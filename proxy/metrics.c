@@ -6,6 +6,7 @@
 
 #include "pullgate/cache.h"
 #include "pullgate/clock.h"
+#include "pullgate/clockwatch.h"
 #include "pullgate/mem.h"
 #include "pullgate/metrics.h"
 
@@ -417,6 +418,7 @@ void proxy_metrics_text(struct proxy *p, const struct reload_counts *reloads, st
     write_upstreams(p->metrics, ret);
     reload_metrics(reloads, ret);
     reload_certificate_metrics(p->tls, ret);
+    clockwatch_metrics(ret);
     metrics_write_process(ret);
 }
 
