@@ -813,6 +813,13 @@ static bool token_read(struct token *t)
     return ok;
 }
 
+/* An operator has to act: nothing that is tried again helps. */
+static void refused_alarm(const struct upstream *u, const char *what)
+{
+    static unsigned long long last;
+    log_limited(&last, 10000, LOG_LEVEL_ERROR, "upstream %.200s refuses %s", u->host, what);
+}
+
 static void on_token_done(void *ctx, enum err err, const char *text, bool got_bytes)
 {
     struct token *t = ctx;
@@ -834,6 +841,7 @@ static void on_token_done(void *ctx, enum err err, const char *text, bool got_by
     } else if (t->status == 401 || t->status == 403) {
         snprintf(why, sizeof why, "token endpoint %s refuses the user name or password (%d)", u->realm, t->status);
         t->refused_until_ms = loop_now_ms(u->loop) + TOKEN_REFUSED_MS;
+        refused_alarm(u, "the user name or password at its token endpoint");
     } else if (t->status != 200) {
         snprintf(why, sizeof why, "token endpoint %s answers %d", u->realm, t->status);
     } else if (!token_read(t)) {
@@ -1010,6 +1018,7 @@ static void op_challenged(struct upstream_op *op)
     const struct challenge *bearer = challenge_of(op, CHALLENGE_BEARER), *basic = challenge_of(op, CHALLENGE_BASIC);
     char why[200];
     if (++op->refusals > REFUSALS_MAX || (op->sent == AUTH_BEARER && op->renewed)) {
+        refused_alarm(u, "the token it asked for (401)");
         op_fail(op, ERR_UPSTREAM, "%s refuses the token it asked for (401)", u->host);
         return;
     }
@@ -1036,6 +1045,7 @@ static void op_challenged(struct upstream_op *op)
         return;
     }
     if (op->sent == AUTH_BASIC) {
+        refused_alarm(u, "the user name or password (401)");
         op_fail(op, ERR_UPSTREAM, "%s refuses the user name or password (401)", u->host);
         return;
     }
