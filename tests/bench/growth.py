@@ -92,9 +92,11 @@ def licenses_known(vendor, n, quick):
         if len(secrets) >= 1000:
             some = secrets[:10000]
             script = s.dir / "many.lua"
-            script.write_text("local a = {" + ",".join(f'"{x}"' for x in some) + "}\nlocal i = 0\nrequest = function() i = i % #a + 1; "
+            script.write_text("local a = {" + ",".join(f'"{x}"' for x in some) + "}\nmath.randomseed(os.time())\nlocal i = math.random(#a)\nrequest = function() i = i % #a + 1; "
                               "wrk.headers['Authorization'] = a[i]; return wrk.format('GET', nil) end\n")
-            wrk(s.base + path, script=script, seconds=2)
+            warm = 0
+            while warm < 5 * len(some):  # from a place of its own each time: all have been asked for
+                warm += wrk(s.base + path, script=script, seconds=1)[1]
             before = cpu_s([proxy.p.pid])
             _, k = wrk(s.base + path, script=script, seconds=2)
             many = (cpu_s([proxy.p.pid]) - before) * 1e6 / k
@@ -127,8 +129,9 @@ def licenses(table, quick):
                 table.add("memory of the proxy / of Redis", f"{x['rss_mib']:.0f} / {x['redis_mib']:.0f} MiB")
                 if x["cold_us"]:
                     trips = (x["cold_us"] - x["hot_us"]) / x["trip_us"]
-                    table.add("a customer not seen before: time to answer beyond a hot one's", f"{x['cold_us'] - x['hot_us']:.0f} us, {x['cold_reads']:.1f} reads",
-                              "1 Redis round trip", f"{trips:.1f} round trips of {x['trip_us']:.0f} us", None, "")
+                    table.add("a customer not seen before: reads of Redis, one after the other",
+                              f"{x['cold_reads']:.1f}, {x['cold_us'] - x['hot_us']:.0f} us beyond a hot request", "1 round trip",
+                              f"{trips:.1f} x GET of {x['trip_us']:.0f} us", x["cold_reads"] < 1.05, "")
         finally:
             vendor.stop()
 
@@ -199,7 +202,7 @@ def decision(table, quick):
         out = subprocess.run(["taskset", "-c", "0", TESTS_BIN / program], capture_output=True, text=True, timeout=300).stdout
         return {m[1]: float(m[2]) for m in re.finditer(r"^(.+?): ([\d.]+) ns", out, re.M)}
 
-    runs = 1 if quick else 3
+    runs = 1 if quick else 2
     parts = {}
     for program in ("test_facts", "test_content", "test_pullevent", "test_accesslog"):
         for _ in range(runs):

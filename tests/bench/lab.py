@@ -82,6 +82,8 @@ def wrk(url, auth=None, seconds=1.0, connections=64, script=None, headers=(), un
     done = subprocess.run([*argv, url], capture_output=True, text=True, check=True)
     out = done.stdout
     assert "Non-2xx" not in out and "Socket errors" not in out, f"{url}\n{out}"
+    if "\n  0 requests in" in out and seconds < 8:  # the slowest contestant on a machine that others keep busy
+        return wrk(url, auth, seconds * 3, connections, script, headers, under)
     numbers = float(re.search(r"Requests/sec:\s+([\d.]+)", out)[1]), int(re.search(r"(\d+) requests in", out)[1])
     return (*numbers, done.stderr) if under else numbers
 
