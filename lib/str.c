@@ -1,6 +1,7 @@
 /* Strings with a length, and buffers. */
 #include "pullgate/str.h"
 
+#include <endian.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
@@ -156,9 +157,35 @@ static void sip_init(void)
         v2 += v1, v1 = ROTL(v1, 17), v1 ^= v2, v2 = ROTL(v2, 32);                                                      \
     } while (0)
 
+/* The last 0 to 7 bytes at p, and the length above them: two loads that overlap instead of a loop. */
+static uint64_t sip_tail(const unsigned char *p, size_t rest, size_t n)
+{
+    uint64_t m = (uint64_t)n << 56;
+
+    if (rest >= 4) {
+        uint32_t low, high;
+        memcpy(&low, p, 4);
+        memcpy(&high, p + rest - 4, 4);
+        return m | le32toh(low) | (uint64_t)le32toh(high) << (8 * (rest - 4));
+    }
+    if (rest > 0)
+        m |= p[0] | (uint64_t)p[rest / 2] << (8 * (rest / 2)) | (uint64_t)p[rest - 1] << (8 * (rest - 1));
+    return m;
+}
+
+static inline void sip_ready(void)
+{
+    static bool is_ready; /* spares the call: pthread_once() is not inline */
+
+    if (__builtin_expect(!__atomic_load_n(&is_ready, __ATOMIC_ACQUIRE), 0)) {
+        pthread_once(&sip_once, sip_init);
+        __atomic_store_n(&is_ready, true, __ATOMIC_RELEASE);
+    }
+}
+
 uint64_t str_hash(struct str s)
 {
-    pthread_once(&sip_once, sip_init);
+    sip_ready();
 
     uint64_t v0 = sip_key[0] ^ 0x736f6d6570736575ULL, v1 = sip_key[1] ^ 0x646f72616e646f6dULL;
     uint64_t v2 = sip_key[0] ^ 0x6c7967656e657261ULL, v3 = sip_key[1] ^ 0x7465646279746573ULL;
@@ -172,9 +199,7 @@ uint64_t str_hash(struct str s)
         SIP_ROUND;
         v0 ^= m;
     }
-    m = (uint64_t)s.n << 56;
-    for (size_t i = 0; i < n; i++)
-        m |= (uint64_t)p[i] << (8 * i);
+    m = sip_tail(p, n, s.n);
     v3 ^= m;
     SIP_ROUND;
     v0 ^= m;
@@ -187,7 +212,7 @@ uint64_t str_hash(struct str s)
 
 struct str_mark str_mark(struct str s)
 {
-    pthread_once(&sip_once, sip_init);
+    sip_ready();
 
     uint64_t v0 = sip_key[2] ^ 0x736f6d6570736575ULL, v1 = sip_key[3] ^ 0x646f72616e646f6dULL ^ 0xee;
     uint64_t v2 = sip_key[2] ^ 0x6c7967656e657261ULL, v3 = sip_key[3] ^ 0x7465646279746573ULL;
@@ -198,13 +223,10 @@ struct str_mark str_mark(struct str s)
 
     for (;; p += 8, n -= 8) {
         bool last = n < 8;
-        if (last) {
-            m = (uint64_t)s.n << 56;
-            for (size_t i = 0; i < n; i++)
-                m |= (uint64_t)p[i] << (8 * i);
-        } else {
+        if (last)
+            m = sip_tail(p, n, s.n);
+        else
             memcpy(&m, p, 8);
-        }
         v3 ^= m;
         SIP_ROUND;
         SIP_ROUND;

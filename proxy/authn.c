@@ -98,19 +98,28 @@ static bool auth_understand(struct worker *w, struct str value, struct auth_entr
     return true;
 }
 
+static bool auth_is(const struct auth_entry *e, struct str_mark mark)
+{
+    return e->mark.a == mark.a && e->mark.b == mark.b && e->credential_hash[0] != '\0';
+}
+
+/* A value has two slots to be in; a further one drives out the older of them. */
 static const struct auth_entry *auth_look_up(struct worker *w, struct str value)
 {
     struct str_mark mark = str_mark(value);
-    struct auth_entry *slot = &w->auth->slots[mark.a % AUTHCACHE_SLOTS];
+    struct auth_entry *pair = &w->auth->slots[mark.a % (AUTHCACHE_SLOTS / 2) * 2];
 
-    if (slot->mark.a == mark.a && slot->mark.b == mark.b && slot->credential_hash[0] != '\0')
-        return slot;
+    if (auth_is(&pair[0], mark))
+        return &pair[0];
+    if (auth_is(&pair[1], mark))
+        return &pair[1];
     struct auth_entry found = {.mark = mark};
     if (!auth_understand(w, value, &found))
         return NULL;
-    mem_free(slot->repositories);
-    *slot = found;
-    return slot;
+    mem_free(pair[1].repositories);
+    pair[1] = pair[0];
+    pair[0] = found;
+    return &pair[0];
 }
 
 static void challenge(struct exchange *ex, struct strbuf *fields, bool insufficient_scope)

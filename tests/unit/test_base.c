@@ -158,6 +158,28 @@ static void *post_from_thread(void *arg)
     return NULL;
 }
 
+/* Every byte counts, none behind the end does, wherever the bytes lie. */
+static void test_hashes_take_every_byte(void **state)
+{
+    char a[64], b[64];
+    (void)state;
+    for (size_t n = 0; n <= 40; n++) {
+        memset(a, 'a', sizeof a);
+        memset(b, 'b', sizeof b);
+        memset(b + 3, 'a', n);
+        struct str x = {a, n}, y = {b + 3, n};
+        struct str_mark mark = str_mark(x), same = str_mark(y);
+        assert_true(str_hash(x) == str_hash(y) && mark.a == same.a && mark.b == same.b);
+        assert_true(str_hash(x) != str_hash((struct str){a, n + 1}));
+        for (size_t i = 0; i < n; i++) {
+            b[3 + i] ^= 1;
+            struct str_mark other = str_mark(y);
+            assert_true(str_hash(x) != str_hash(y) && mark.a != other.a && mark.b != other.b);
+            b[3 + i] ^= 1;
+        }
+    }
+}
+
 static void test_held_clock_stands_still(void **state)
 {
     (void)state;
@@ -199,7 +221,7 @@ int main(void)
         cmocka_unit_test(test_str_to_u64),      cmocka_unit_test(test_json_escaping),
         cmocka_unit_test(test_a_buffer_always_ends), cmocka_unit_test(test_json_limits),     cmocka_unit_test(test_instants),
         cmocka_unit_test(test_expiry_is_end_of_day_in_zone), cmocka_unit_test(test_durations_and_sizes),
-        cmocka_unit_test(test_held_clock_stands_still), cmocka_unit_test(test_loop),
+        cmocka_unit_test(test_hashes_take_every_byte), cmocka_unit_test(test_held_clock_stands_still), cmocka_unit_test(test_loop),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
