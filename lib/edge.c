@@ -109,6 +109,7 @@ struct conn {
     bool is_trusted; /* whose word about the client's address counts */
     bool is_tls, is_idle, is_later;
     bool owns_file;
+    bool is_corked;
     struct edge_req *req;
     uint64_t deadline_ms; /* of this state; 0 none */
     uint64_t since_ms;    /* FRONT, HANDSHAKE, first IDLE and HEAD: accepted; IDLE: answered */
@@ -907,6 +908,15 @@ static bool send_some(struct conn *c, const char *p, size_t n, size_t *ret_sent)
     return true;
 }
 
+/* Records of 16 KiB go out one write each; without this each would be a segment of its own, far below what the path takes at once. */
+static void cork(struct conn *c, int on)
+{
+    if (c->is_corked == on)
+        return;
+    c->is_corked = on;
+    (void)setsockopt(c->fd, IPPROTO_TCP, TCP_CORK, &on, sizeof on); /* not on a unix socket */
+}
+
 static bool flush_file(struct conn *c)
 {
     while (c->file_n) {
@@ -924,6 +934,8 @@ static bool flush_file(struct conn *c)
         }
         /* TLS: the bytes pass through us, a read of 64 KiB at a time and only when the one before is gone. */
         size_t want = c->file_n < READ_BYTES ? c->file_n : READ_BYTES, sent;
+        if (want > TLS_RECORD_BYTES)
+            cork(c, true);
         ssize_t n = pread(c->file_fd, c->edge->read, want, c->file_at);
         if (n < 0 && errno == EINTR)
             continue;
@@ -967,6 +979,7 @@ static bool conn_flush(struct conn *c)
     if (pending(c)) {
         wait_writable(c);
     } else {
+        cork(c, false);
         c->is_waiting = false;
         c->slow_since = 0;
         write_arm(c, false);

@@ -117,7 +117,7 @@ static void check_range(struct str s, uint64_t size)
     if (e == ERR_OK)
         FUZZ_CHECK(r.first <= r.last && r.last < size, "a range outside the blob");
     /* The plain form, read by scanf and printed back. */
-    if (s.n >= sizeof text)
+    if (s.n >= sizeof text || memchr(s.p, 0, s.n))
         return;
     snprintf(text, sizeof text, "%.*s", STR(s));
     if (sscanf(text, "bytes=%llu-%llu", &a, &b) == 2) {

@@ -52,7 +52,7 @@ static void check_date(struct str s)
     enum err e = clock_parse_start(s, name, &from, NULL), f = clock_parse_expiry(s, name, &to, NULL);
     FUZZ_CHECK(e == f, "a start that is no expiry");
     if (!e)
-        FUZZ_CHECK(s.n == 10 ? to > from && to - from < 26 * 3600 : to == from, "a day of more than a day");
+        FUZZ_CHECK(s.n == 10 ? to >= from - 1 && to - from < 26 * 3600 : to == from, "a day of more than a day"); /* Apia had no 2011-12-30 */
     if (!e && zone % 7 < 2 && s.n == 10)
         FUZZ_CHECK(from % 86400 == 0 && to == from + 86399, "a UTC day");
 }

@@ -7,6 +7,7 @@
 
 #include <cmocka.h>
 
+#include "cpu_time.h"
 #include "fake_admin.h"
 #include "redis_server.h"
 
@@ -590,13 +591,17 @@ static void test_peek_cost(void **state)
     struct fact *f = NULL;
     struct str id = S("aa");
     unsigned hits = 0;
-    uint64_t t0;
+    double t0;
     (void)state;
     expect_known(CRED, true);
-    t0 = clock_mono_us();
-    for (int i = 0; i < ROUNDS; i++)
+    t0 = cpu_time_ns();
+    for (int i = 0; i < ROUNDS; i++) {
+        if (i % 3 == 0)
+            clock_hold(); /* as a request does, which looks three of them up */
         hits += facts_peek(worker.facts, FACT_CREDENTIAL, id, &f, NULL) == ERR_OK;
-    print_message("facts_peek: %.1f ns\n", (double)(clock_mono_us() - t0) * 1000.0 / ROUNDS);
+    }
+    clock_release();
+    print_message("facts_peek: %.1f ns\n", (cpu_time_ns() - t0) / ROUNDS);
     assert_int_equal(hits, ROUNDS);
 }
 
