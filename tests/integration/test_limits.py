@@ -525,7 +525,7 @@ def test_connections_per_address():
 
 
 def test_connections_in_all():
-    w = Lab(proxy={"workers": 1, "metrics_listen": ["127.0.0.1:0"]}, limits={"connections": 40, "connections_per_ip": 30, "keepalive_idle": "2s"})
+    w = Lab(proxy={"workers": 1, "metrics_listen": ["127.0.0.1:0"]}, limits={"connections": 40, "connections_per_ip": 30, "keepalive_idle": "6s"})
     try:
         held = busy(w, "127.0.0.5") + busy(w, "127.0.0.6")
         assert len(held) == 40 and refused(w, "127.0.0.7")
@@ -541,11 +541,13 @@ def test_connections_in_all():
             c.sendall(request("/healthz", close=False))
             assert answer(c)[0] == 200
             idle.append(c)
-        time.sleep(1.1)
+        time.sleep(3.1)
+        assert all(is_open(c) for c in idle)
         fresh = w.connect("127.0.0.20")
         fresh.sendall(request("/healthz", close=False))
         assert answer(fresh)[0] == 200
-        assert idle[0].recv(1) == b"", "the longest idle one made room"
+        wait_for("the longest idle one to make room", lambda: not is_open(idle[0]), 2, 0.005)
+        assert is_open(idle[-1]), "it alone, and not because the time of all was over"
         for c in idle + [fresh]:
             c.close()
     finally:
