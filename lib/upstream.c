@@ -402,7 +402,7 @@ struct upstream *upstream_new(struct loop *l, struct upstream_spec *take_spec, c
         u->prefix = mem_strdup(""); /* no host: every operation fails with a sentence */
     }
     /* Blobs to slow clients hold their connections for hours: manifests and tokens must not queue behind them. */
-    uint64_t n = u->lim.fetch.connections, meta = n / 4 ? n / 4 : 1;
+    uint64_t n = u->lim.fetch.connections, meta = n / 8 ? n / 8 : 1;
     u->meta_slots = slots_new(meta, u->lim.queue);
     u->blob_slots = slots_new(n > meta ? n - meta : 1, u->lim.queue);
     u->meta = pool_new(u, meta, true);

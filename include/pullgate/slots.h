@@ -1,6 +1,6 @@
 /* A number of places that several owners share fairly: who finds none free waits, and the next free one goes to the owner whose turn
- * it is, not to who has asked most often. What one owner may hold depends on what is free (three times that), so some stay free for who
- * comes later; the places to wait are bounded, and no owner fills more than half of them. One loop's; it allocates nothing for a slot. */
+ * it is, not to who has asked most often. What one owner may hold depends on what is free (fifteen times that), so that some stay free for
+ * who comes later; the places to wait are bounded, and no owner fills more than half of them. One loop's; it allocates nothing for a slot. */
 #ifndef PULLGATE_SLOTS_H
 #define PULLGATE_SLOTS_H
 
