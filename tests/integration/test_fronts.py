@@ -1,6 +1,7 @@
 """Every adversarial row of the registry behind real front proxies. What the front lets through is Pullgate's to judge: a tap between the
 two keeps it. After each row a marker request goes through the front, over the connection to Pullgate that the row's bytes went over if that is
 still open, and gets exactly its own answer; so does one straight to Pullgate. No request causes two at the upstream."""
+import collections
 import hashlib
 import json
 import re
@@ -14,6 +15,8 @@ from test_adversarial import FILES, ROWS, Arena, check, parse_responses, run_row
 
 FRONTS = ("nginx", "haproxy", "nginx-buffering", "haproxy-proxy")
 SEEN = {r["id"] for r in map(json.loads, FILES[0].read_text().splitlines())}
+# What an unknown digest may make a proxy look for, once in a while and shared by all: signatures of what is granted.
+SEARCH = re.compile(r"/referrers/|/manifests/sha256[-:]")
 OWN_VERDICT, ANEW_VERDICT = "the front's own", "reached, as the front wrote it anew"
 OWN = (400, 403, 405, 408, 411, 413, 414, 417, 421, 422, 431, 501, 505)  # what a front may answer by itself
 
@@ -140,7 +143,8 @@ def test_row(arena, name, row):
 
     def judge(arena, row, expect, answers, closed, hits):
         passed = arena.tap.since(before)
-        assert hits <= max(1, sum(len(requests_in(sent) or [0]) for _, sent, _ in passed)), f"{hits} upstream requests: {[r[:2] for r in arena.up.requests[-hits:]]}"
+        asked = collections.Counter((m, p) for m, p, _ in arena.up.requests[len(arena.up.requests) - hits:] if not SEARCH.search(p))
+        assert sum(asked.values()) <= max(1, sum(len(requests_in(sent) or [0]) for _, sent, _ in passed)), asked
         for a in answers:
             assert arena.ph["UNGRANTED_DIGEST"] not in a.head_text()
             assert "sha256:" + hashlib.sha256(a.body).hexdigest() != arena.ph["UNGRANTED_DIGEST"]
