@@ -36,7 +36,7 @@ def ask(address, client, auth, form, path="/v2/shop/api/manifests/1.0.0", source
 @pytest.fixture(scope="module")
 def w():
     w = World(proxy={"workers": 2, "trusted_proxies": [FRONT], "proxy_protocol": "accepted"},
-              admin={"trusted_proxies": [FRONT]}, limits={"auth_failures_per_minute": 3})
+              admin={"trusted_proxies": [FRONT], "proxy_protocol": "required", "forwarded_field": "off"}, limits={"auth_failures_per_minute": 3})
     w.home_auth, w.home_license, customer = w.customer_with("home", [{"selector": "all", "value": "*"}], allowed_cidrs=["203.0.113.0/24", "2001:db8::/32"])
     w.cred_auth = basic("globex", w.s.add_credential(w.customer["id"], "office", allowed_cidrs=["203.0.113.0/24"])["secret"])
     wait_for("the licenses", lambda: ask(w.s.address, HOME, w.home_auth, "v2").status == 200 and ask(w.s.address, HOME, w.cred_auth, "v2").status == 200)
@@ -79,11 +79,14 @@ def test_access_log(w):
     assert all(x["status"] == 200 for x in lines)
 
 
-def test_each_daemon_believes_its_own_list(w):
+def test_each_daemon_believes_by_its_own_keys(w):
     admin = w.s.admin_base.split("//")[1]
     token = "Bearer " + w.s.token
-    assert ask(admin, "203.0.113.51", token, "xff", "/api/v1/customers").status == 200
-    assert ask(admin, "203.0.113.52", token, "xff", "/api/v1/customers", source="127.0.0.1").status == 200
-    assert ask(admin, HOME, token, "v2", "/api/v1/customers").status == 400  # off there
-    wait_for("the access line", lambda: '"203.0.113.51"' in w.s.admin.text())
-    assert '"203.0.113.52"' not in w.s.admin.text()
+    assert ask(admin, "203.0.113.51", token, "v2", "/api/v1/customers").status == 200
+    assert ask(admin, "203.0.113.52", token, "v2", "/api/v1/customers", fields="X-Forwarded-For: 203.0.113.53\r\n").status == 200
+    assert ask(admin, HOME, token, "xff", "/api/v1/customers").status == 400  # required there, and not sent
+    assert ask(admin, "203.0.113.54", token, "xff", "/api/v1/customers", source="127.0.0.1").status == 200
+    assert ask(admin, HOME, token, "v2", "/api/v1/customers", source="127.0.0.1").status == 400
+    for client in ("203.0.113.51", "203.0.113.52"):
+        wait_for("the access line", lambda: f'"{client}"' in w.s.admin.text())
+    assert '"203.0.113.53"' not in w.s.admin.text() and '"203.0.113.54"' not in w.s.admin.text()
