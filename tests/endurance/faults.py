@@ -18,7 +18,7 @@ import time
 import requests
 
 from decisions import Judge, Shop
-from endure import SEED, SLOW, Load, Plan, main, say, size
+from endure import SEED, SLOW, Load, Plan, main, req, say, size
 
 from stack import wait_for
 
@@ -90,6 +90,7 @@ class Proof:
         self.s, self.rng, self.rng2 = shop.s, shop.rng, random.Random(SEED + 7)
         self.trouble = Trouble(shop.up, random.Random(SEED + 8))
         self.counted, self.snapshots = collections.Counter(), []
+        self.canaries = list({name: (name, tag) for name, tag in shop.catalog.tags}.values())
 
     def proxy_env(self, directory, i):
         """The second proxy's clock can be moved."""
@@ -204,6 +205,17 @@ class Proof:
             requests.get(self.s.admin_base + "/readyz", timeout=5).json()), 30)
         for k in range(2):
             wait_for("the proxy to be ready", lambda: requests.get(self.s.proxies[k].base + "/readyz", timeout=5).status_code == 200, 30)
+        # a value that was altered is put back by the admin's slow comparison: until then it is "cannot know"
+        wait_for("everything to be known again", self.known, 60, 0.5)
+
+    def known(self):
+        plan = Plan()
+        for c in self.shop.customers:
+            for name, tag in self.canaries:
+                for _ in range(4):
+                    plan.script(1, [req(f"/v2/{name}/manifests/{tag}", c["auth"], ())], fresh=True)
+        load = Load(self.s.dir, plan, self.s.proxies, once=True, connections=16, report=1000000)
+        return not [status for status in load.wait()["statuses"] if int(status) >= 500]
 
     # ---- phases ----
     def ask(self, probes, rate, tamper=None):
@@ -237,7 +249,7 @@ class Proof:
             time.sleep(0.1)
 
         def docs():
-            listed = self.s.api.get(f"/licenses?customer={c['id']}")["items"]
+            listed = self.s.api.get(f"/licenses?customer_id={c['id']}")["items"]
             return [self.s.api.get(f"/licenses/{x['id']}") for x in listed], self.s.api.get(f"/customers/{c['id']}")
 
         listed, customer = wait_for("the admin", docs, 30, 0.1)

@@ -125,12 +125,11 @@ def run(n=None):
 
             def seen():
                 box["m"] = scrape()
-                return sum(reloads(box["m"]).values()) >= sum(expect.values())
+                return reloads(box["m"])[want] >= expect[want]
 
-            wait_for(f"reload {i} ({kind})", seen, 20, 0.005)
+            wait_for(f"reload {i} ({kind}) to be {want}", seen, 20, 0.005)
             got = reloads(box["m"])
-            # a pair of files caught between its two renames by the look every 10 seconds counts one more that failed or succeeded
-            assert got["failed"] >= expect["failed"] and got["ok"] >= expect["ok"], f"seed {SEED}, reload {i}: {kind} should be {want}: {got}, expected {expect}"
+            # the look at the certificate every 10 seconds may have counted one more
             first = {k: got[k] - counted[k] for k in got}
             if i % max(1, n // 50) == 0:
                 series.append((i, process.rss_kib(), process.fds()))

@@ -17,6 +17,7 @@ from stack import basic, wait_for
 
 BATCH = 5
 KINDS = ("revoke", "suspend", "expire", "delete", "grant", "credential")
+ENOUGH = 6  # hundreds of answers: each customer has had some dozens by each proxy
 LATEST_S = 1.0  # both proxies on one machine
 
 
@@ -81,14 +82,16 @@ def run(n=None):
                 token = "Bearer " + w.s.get("/token?scope=repository:shop/api:pull", c.auth).json()["token"]
                 c.plan(p, w, token)
                 owner += [c] * (len(p.requests) - len(owner))
-            load = Load(w.s.dir, p, w.s.proxies, trace=w.s.dir / "trace", connections=12, seed=SEED + batch, report=500)
-            wait_for("answers", lambda: load.reports, 20, 0.005)
+            load = Load(w.s.dir, p, w.s.proxies, trace=w.s.dir / "trace", connections=12, seed=SEED + batch, report=100)
+            wait_for("answers", lambda: len(load.reports) >= ENOUGH, 60, 0.005)
             ended = []
             for c in some:
                 kind = rng.choice(KINDS)
                 ended.append((c, kind, *c.end(w.s.api, kind)))
                 time.sleep(rng.random() * 0.02)
+            before = len(load.reports)
             time.sleep(0.15 * SLOW)
+            wait_for("answers after that", lambda: len(load.reports) >= before + ENOUGH, 60, 0.005)
             load.stop()
             assert not load.bad() and not load.final["refused"] and not load.final["unanswered"], load.told()
             last, no = {}, {}
