@@ -28,6 +28,7 @@ size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t max_size);
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsigned seed);
 size_t LLVMFuzzerCustomCrossOver(const uint8_t *a, size_t na, const uint8_t *b, size_t nb, uint8_t *out, size_t max_out, unsigned seed);
 
+#define JUMP_S 240 /* CH_TIME; less than what makes a clock absurd */
 #define PUBLIC_URL "http://registry.example"
 #define UPSTREAM "http://up.example"
 
@@ -148,13 +149,14 @@ static void content_make(void)
 
 /* ---- customers, and what may change ------------------------------------------------------------------------------------------ */
 
-enum { CH_ACME_REVOKED, CH_BETA_NARROW, CH_WEB_DISABLED, CH_REINSTATED, CH_UNEXPIRED, CH_WEB_GONE, CH_KEY_GONE, CHANGES };
+enum { CH_ACME_REVOKED, CH_BETA_NARROW, CH_WEB_DISABLED, CH_REINSTATED, CH_UNEXPIRED, CH_WEB_GONE, CH_KEY_GONE, CH_TIME, CHANGES };
 #define HAS(bit) ((changed >> (bit) & 1) != 0)
 static unsigned changed;
+static int64_t begun_s;          /* when this run began */
 static uint64_t epoch;           /* newest */
 static uint64_t change_epoch[CHANGES];
 
-enum { NOBODY, ACME, BETA, WEB, REVOKED, EXPIRED, BOTH, BOUND, FARAWAY, OLDCRED, PEOPLE };
+enum { NOBODY, ACME, BETA, WEB, REVOKED, EXPIRED, BOTH, BOUND, FARAWAY, OLDCRED, SOON, PEOPLE };
 static char secrets[PEOPLE][CREDENTIAL_TEXT_MAX], hashes[PEOPLE][CREDENTIAL_HASH_MAX], basics[PEOPLE][128];
 
 static unsigned allowed_of(unsigned who)
@@ -175,6 +177,8 @@ static unsigned allowed_of(unsigned who)
         return API10 | API11 | web;
     case BOUND:
         return web;
+    case SOON:
+        return HAS(CH_TIME) ? 0 : API_ALL;
     default:
         return 0;
     }
@@ -219,12 +223,31 @@ static bool customer_json(unsigned who, struct strbuf *b)
         sb_addc(b, ",");
         license_json(b, "lic_7", "shop/web", "active", 0, "", ALL_GRANT);
         break;
+    case SOON: /* over before the jump of CH_TIME lands */
+        license_json(b, "lic_9", "shop/api", "active", begun_s + JUMP_S / 2, "", ALL_GRANT);
+        break;
     default:
         license_json(b, "lic_8", "shop/api", "active", 0, who == FARAWAY ? "\"10.0.0.0/8\"" : "", ALL_GRANT);
         break;
     }
     sb_addc(b, "]}");
     return true;
+}
+
+/* Time goes forward by a jump, once in a run; the clock's own reading goes on under it (linked with --wrap). */
+int64_t __wrap_clock_now_s(void);
+int64_t __wrap_clock_now_ms(void);
+int64_t __real_clock_now_s(void);
+int64_t __real_clock_now_ms(void);
+
+int64_t __wrap_clock_now_s(void)
+{
+    return __real_clock_now_s() + (HAS(CH_TIME) ? JUMP_S : 0);
+}
+
+int64_t __wrap_clock_now_ms(void)
+{
+    return __real_clock_now_ms() + (HAS(CH_TIME) ? JUMP_S * 1000 : 0);
 }
 
 /* ---- what stands in Redis ------------------------------------------------------------------------------------------------------- */
@@ -240,7 +263,7 @@ static struct keyring *keys;
 /* *ret_epoch 0: it does not exist. */
 static void fact_now(const struct fact_row *f, struct strbuf *b, uint64_t *ret_epoch)
 {
-    static const int depends_c[PEOPLE] = {-1, CH_ACME_REVOKED, CH_BETA_NARROW, CH_WEB_DISABLED, CH_REINSTATED, CH_UNEXPIRED, -1, -1, -1, -1};
+    static const int depends_c[PEOPLE] = {-1, CH_ACME_REVOKED, CH_BETA_NARROW, CH_WEB_DISABLED, CH_REINSTATED, CH_UNEXPIRED, -1, -1, -1, -1, -1};
     int on = -1;
     bool exists = true;
 
@@ -280,12 +303,10 @@ static void fact_now(const struct fact_row *f, struct strbuf *b, uint64_t *ret_e
 
 static uint64_t bucket_epoch(unsigned bucket)
 {
-    static const int all[CHANGES] = {0};
     uint64_t e = 10;
-    (void)all;
     for (size_t i = 0; i < n_rows; i++)
         if (projection_bucket_of(str_c(rows[i].name)) == bucket) {
-            static const int depends_c[PEOPLE] = {-1, CH_ACME_REVOKED, CH_BETA_NARROW, CH_WEB_DISABLED, CH_REINSTATED, CH_UNEXPIRED, -1, -1, -1, -1};
+            static const int depends_c[PEOPLE] = {-1, CH_ACME_REVOKED, CH_BETA_NARROW, CH_WEB_DISABLED, CH_REINSTATED, CH_UNEXPIRED, -1, -1, -1, -1, -1};
             int on = rows[i].name[0] == 'k' && rows[i].who == ACME ? CH_KEY_GONE
                      : rows[i].name[0] == 'c'                      ? depends_c[rows[i].who]
                      : rows[i].name[0] == 'r' && rows[i].repo == 1 ? CH_WEB_GONE
@@ -386,7 +407,7 @@ static void redis_value(struct str key, struct strbuf *ret, bool *ret_exists)
                 const struct fact_row *from = &rows[redis_fault == REDIS_SWAPPED ? (i + 1) % n_rows : i];
                 unsigned was = changed;
                 if (redis_fault == REDIS_OLD) /* what stood there before, rightly signed for its time */
-                    changed = 0;
+                    changed &= 1u << CH_TIME;
                 fact_now(from, &payload, &e);
                 changed = was;
                 if (redis_fault == REDIS_OLD)
@@ -945,6 +966,7 @@ static void world_begin(void)
     char bound[128];
 
     changed = 0;
+    begun_s = clock_now_s();
     epoch = 10;
     memset(change_epoch, 0, sizeof change_epoch);
     redis_fault = up_fault = 0;
@@ -1325,6 +1347,8 @@ static void op_change(const uint8_t *op)
         if (clients[i].dirty)
             client_close(&clients[i]);
     redis_fault = REDIS_GOOD;
+    if (bit == CH_TIME && HAS(CH_TIME))
+        return;
     changed ^= 1u << bit;
     change_epoch[bit] = ++epoch;
     uint64_t end = clock_mono_ms() + 5000;

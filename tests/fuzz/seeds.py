@@ -247,8 +247,7 @@ def api():
 
 
 def proxies():
-    n_items = 30
-    for who in range(10):
+    for who in range(11):
         s = b"".join(op(who=who, repo=1 if r == 3 else 0, ref=r) for r in range(4))
         s += b"".join(op(who=who, route=2, ref=r) for r in (0, 3, 8))
         s += b"".join(op(who=who, route=1, ref=r) for r in (3, 6, 7, 12, 16))
@@ -261,6 +260,9 @@ def proxies():
                 s += op(client=who % 4, who=who, route=0, ref=again % 4, repo=0) if who != 3 else op(client=3, who=3, route=0, repo=1, ref=3)
             s += op(12, change)
         put("proxy", s)
+    for change in (7, 0):  # time goes by
+        put("proxy", op(who=10, ref=0) + op(who=10, route=2, ref=8) + op(who=1, client=1, ref=0) + op(12, change) + op(who=10, ref=0) + op(who=10, route=2, ref=8)
+            + op(who=1, client=1, ref=0) + op(who=10, client=2, route=1, ref=12))
     for fault in range(1, 19):
         put("proxy", op(13, fault) + b"".join(op(who=6, route=r, ref=i) for r, i in ((0, 0), (1, 6), (2, 0), (2, 3), (3, 0), (4, 6))) + op(13, 0) + op(who=6, ref=0) + op(who=6, route=2, ref=9))
     for fault in range(1, 8):
