@@ -216,7 +216,7 @@ def flushall_under_load(arena, row, expect):
         seen, errors = good.stop()
         seen_bad, errors_bad = bad.stop()
     failed = len(errors) + sum(s != 200 for s in seen)
-    assert len(seen) > 200 and failed <= expect["error_rate_max"] * len(seen), (len(seen), failed, errors[:3])
+    assert len(seen) > 200 / SLOW and failed <= expect["error_rate_max"] * len(seen), (len(seen), failed, errors[:3])
     assert seen_bad.count(200) == expect["ungranted_200"] and set(seen_bad) <= {403, 503} and not errors_bad  # 503: cannot know
     assert [s.status for s in cold_ones] == [200, 200, 200]
 
@@ -1081,15 +1081,19 @@ def a_loop_stands_still(row, expect, tmp_path):
             os.waitpid(worker, 0x40000000)  # __WALL: it stands
         else:  # without the right to trace, the whole process stands still instead
             p.p.send_signal(signal.SIGSTOP)
-        time.sleep(0.5 * SLOW)
-        m.hear()
-        n = len(m.said)
-        time.sleep(1.0 * SLOW)
-        missed = m.hear()[n:]
-        assert not [x for x in missed if x.startswith("WATCHDOG=1")], missed
-        p.p.kill()  # what WatchdogSec= does, with Restart= after it
-        if traced:
-            os.waitpid(worker, 0x40000000)  # its end is ours to see before the process can end
+        try:
+            def silent():
+                m.hear()
+                n = len(m.said)
+                time.sleep(1.0 * SLOW)
+                return not [x for x in m.hear()[n:] if x.startswith("WATCHDOG=1")]
+
+            wait_for("the pings to end", silent)
+        finally:
+            n = len(m.said)
+            p.p.kill()  # what WatchdogSec= does, with Restart= after it
+            if traced:
+                os.waitpid(worker, 0x40000000)  # its end is ours to see before the process can end
         p.stop()
         s.start_proxy(0)
         arena.ph["HOST"] = s.address

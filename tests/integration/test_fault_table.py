@@ -6,6 +6,7 @@ import os
 import pathlib
 import random
 import resource
+import select
 import shutil
 import signal
 import socket
@@ -245,6 +246,7 @@ def test_FLT_011_forged_and_swapped_values_grant_nothing():
             arena.warm()
 
 
+@pytest.mark.once  # many starts
 def test_FLT_055_two_nodes_one_cut_off(tmp_path):
     """Each confirms for itself: the one that hears of a revocation refuses at once, the other not later than its patience allows."""
     with own(n_proxies=2, cache={"max_staleness": "1s", "grace_when_cache_is_down": "2s", "hold_on_unknown": "300ms"}) as arena:
@@ -832,6 +834,7 @@ def test_FLT_047_049_clock_forward_and_the_way_back(tmp_path):
         arena.warm()
 
 
+@pytest.mark.once  # many starts
 def test_FLT_051_no_memory(tmp_path):
     """Large allocations fail (RLIMIT_AS; the sanitizer's own limit). What cannot be held is 502 or 503, or the process ends by its own word, as
     the unit expects it to; never is anything else given out, and it passes."""
@@ -893,3 +896,138 @@ def test_FLT_053_a_crash_is_an_exit_that_the_unit_restarts(tmp_path):
     for unit in ("pullgate-proxy.service", "pullgate-admin.service"):
         text = (ROOT / "conf" / "systemd" / unit).read_text()
         assert "Restart=on-failure" in text and "StartLimitBurst=" in text and "WatchdogSec=" in text
+
+
+# ---- clients ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.once  # 30 s of its own
+def test_two_gibibytes_to_a_reader_of_nothing_much():
+    """2 GiB for a client that takes 1 KiB/s where limits.client_min_rate is 10 KiB/s (over 6 s instead of 30), and one that takes 20 KiB/s: the one
+    is cut, the other is not, the upstream is held up for both, and neither costs memory or disk."""
+    size = 2 << 30
+    with own(limits={"client_min_rate_window": "6s"}) as arena:
+        image = arena.fresh(b"placeholder")
+        digest = "sha256:" + "2" * 64
+        data, mt = arena.up.manifests["acme/api", image["digest"]]
+        doc = data.replace(image["layers"][0].encode(), digest.encode()).replace(b'"size": 11}', b'"size": %d}' % size)
+        assert doc != data and str(size).encode() in doc
+        arena.up.push_manifest("acme/api", image["tag"], doc, mt)
+        assert arena.ask(f"/v2/shop/api/manifests/{image['tag']}").status == 200
+        sent, block = [0], b"\0" * 65536
+
+        def endless(h):
+            h.send_response(200)
+            h.send_header("Content-Length", str(size))
+            h.end_headers()
+            n = 0
+            with contextlib.suppress(OSError):
+                while n < size:
+                    h.wfile.write(block)
+                    n += len(block)
+                    sent[0] = max(sent[0], n)
+            h.close_connection = True
+
+        base, cut_after, got = rss_kib(arena.proxy), None, 0
+        with upstream_does(arena, endless, digest):
+            socks = [connect(arena.s.address, rcvbuf=4096) for _ in range(2)]
+            for c in socks:
+                c.sendall(request(arena.s.address, f"/v2/shop/api/blobs/{digest}", arena.w.auth))
+                assert c.recv(12) == b"HTTP/1.1 200"
+            t = due = time.monotonic()
+            while time.monotonic() - t < 40 and cut_after is None:
+                due += 0.5
+                time.sleep(max(0, due - time.monotonic()))
+                got += len(socks[1].recv(10240))
+                with contextlib.suppress(BlockingIOError):
+                    try:
+                        gone = socks[0].recv(512, socket.MSG_DONTWAIT) == b""
+                    except ConnectionError:
+                        gone = True
+                    if gone:
+                        cut_after = time.monotonic() - t
+            assert cut_after, "a client below the rate is cut"
+            assert len(socks[1].recv(1024)) > 0 and got > 10000, "one at the rate is not"
+            assert sent[0] < 64 << 20, f"{sent[0] >> 20} MiB were fetched for nobody"
+            assert SANITIZED or rss_kib(arena.proxy) - base < 16 * 1024
+            for c in socks:
+                c.close()
+        recovers(arena)
+
+
+def test_clients_that_leave_at_every_stage(arena):
+    """In the request's head, behind it, while the facts, the tag and the blob are waited for, in the body, between requests; orderly and by a reset.
+    1000 of them; PULLGATE_LEAVERS takes another number."""
+    n = int(os.environ.get("PULLGATE_LEAVERS", 1000 // SLOW))
+    held = arena.fresh(os.urandom(2 << 20))
+    layer, big = held["layers"][0], arena.up.blobs["acme/api", held["layers"][0]]
+    assert arena.ask(f"/v2/shop/api/manifests/{held['tag']}").status == 200
+
+    def slow(h):
+        if layer in h.path:
+            h.send_response(200)
+            h.send_header("Content-Length", str(len(big)))
+            h.end_headers()
+            with contextlib.suppress(OSError):
+                h.wfile.write(big[:500000])
+                select_gone(h.connection)
+            h.close_connection = True
+            return True
+        if "/manifests/9." in h.path:
+            select_gone(h.connection)
+            h.close_connection = True
+            return True
+        return False
+
+    rng = random.Random(28)
+    whole = request(arena.s.address, WARM, arena.w.auth)
+    blob = request(arena.s.address, f"/v2/shop/api/blobs/{layer}", arena.w.auth)
+    warm_blob = request(arena.s.address, f"/v2/shop/api/blobs/{arena.ph['GRANTED_BLOB']}", arena.w.auth)
+
+    def one(i):
+        c = connect(arena.s.address, rcvbuf=16384)
+        stage = i % 8
+        if stage == 1:
+            c.sendall(whole[:rng.randrange(1, len(whole))])
+        elif stage == 2:
+            c.sendall(whole)
+        elif stage == 3:
+            c.sendall(blob)
+        elif stage == 4:
+            c.sendall(blob)
+            c.recv(rng.randrange(1, 30000))
+        elif stage == 5:
+            c.sendall(whole * 5 + whole[:20])
+            c.recv(100)
+        elif stage == 6:
+            c.sendall(whole)
+            c.recv(65536)
+        elif stage == 7:
+            c.sendall(warm_blob)
+            c.recv(1000)
+        if i % 3 == 0:
+            c.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        elif i % 3 == 1:
+            c.shutdown(socket.SHUT_WR)
+        c.close()
+
+    with rule(arena, slow):
+        for i in range(80):
+            one(i)
+        wait_for("nothing in flight", lambda: arena.metric("pullgate_connections") <= 3)
+        base_fds, base = fds(arena.proxy), rss_kib(arena.proxy)
+        for i in range(n):
+            one(i)
+        wait_fds(arena.proxy, base_fds + 8)  # connections to the upstream that are kept
+    assert SANITIZED or rss_kib(arena.proxy) - base < 8 * 1024
+    a = arena.ask(f"/v2/shop/api/blobs/{layer}")
+    assert a.complete and a.body == big
+    recovers(arena)
+
+
+def select_gone(connection, seconds=10):
+    """Until the other side leaves."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if select.select([connection], [], [], 0.2)[0]:
+            return
