@@ -881,6 +881,11 @@ void content_free(struct content **pc)
     mem_free(c);
 }
 
+bool content_asks_upstream(const struct content_op *op)
+{
+    return op->on != NULL || op->sweep != NULL;
+}
+
 void content_shed(struct content *c)
 {
     manifestcache_shrink(repos_manifests(c->repos), manifestcache_bytes(repos_manifests(c->repos)) / 2);

@@ -15,9 +15,9 @@ struct content;
 
 struct content *content_new(struct worker *w);
 void content_free(struct content **c);
-/* Manifests held in this worker's memory, for the metrics. */
 /* Memory is short: half of the manifests that are held go, those used longest ago first. */
 void content_shed(struct content *c);
+/* Manifests held in this worker's memory, for the metrics. */
 void content_held(const struct content *c, size_t *ret_manifests, size_t *ret_bytes);
 struct repos *content_repos(struct content *c); /* contentrepo.h: for word from another worker */
 
@@ -65,6 +65,8 @@ typedef void content_cb(void *ctx, struct content_answer *a);
 struct content_op;
 struct content_op *content_ask(struct content *c, const struct content_ask *ask, struct content_answer *now, content_cb *cb, void *ctx);
 void content_cancel(struct content_op **op);
+/* It waits for the upstream, not for Redis alone. */
+bool content_asks_upstream(const struct content_op *op);
 
 /* Tags of the repository that the customer may pull now, sorted bytewise, unique. borrowed during cb. */
 typedef void content_tags_cb(void *ctx, enum err err, const struct str *tags, size_t n, const char *detail);

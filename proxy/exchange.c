@@ -362,7 +362,7 @@ static enum next step_answer(struct exchange *ex)
     ex->content_op = content_ask(ex->w->content, &ex->ask, &ex->answer, on_content, ex);
     if (ex->content_op == NULL)
         return answer_given(ex);
-    if (wait_take(ex))
+    if (!content_asks_upstream(ex->content_op) || wait_take(ex))
         return NEXT_WAIT;
     content_cancel(&ex->content_op);
     return overloaded(ex, REFUSED_UPSTREAM, S("too many requests wait for the vendor's registry, try again"), "Retry-After: 5\r\n");

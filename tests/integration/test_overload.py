@@ -315,6 +315,32 @@ def test_a_slow_upstream_is_kept_apart():
         other.stop()
 
 
+def test_requests_that_wait_for_one_upstream_are_bounded():
+    """Manifests this time, of tags that nobody asked for before: a part of the connections may wait for one upstream, the rest hear 503 at
+    once, and what needs no upstream is answered."""
+    n = 26
+    w = Lab(proxy={"listen": ["127.0.0.1:0"], "metrics_listen": ["127.0.0.1:0"], "workers": 1}, cache={"hold_on_unknown": "200ms", "tag_freshness": "1h"},
+            limits={"connections": 30, "inflight_per_customer": 1000, "upstream_first_byte": "20s"})
+    gate = threading.Event()
+    try:
+        assert w.get("/v2/shop/api/manifests/1.0.0").status_code == 200
+        for i in range(n):
+            w.image(f"1.96.{i}")
+        w.s.upstream.rules.append(lambda h: "/1.96." in h.path and gate.wait(30) and False)
+        slow = Slow(w, w.auth, [f"/v2/shop/api/manifests/1.96.{i}" for i in range(n)], n)
+        wait_for("the rest to be told", lambda: w.total("pullgate_admission_refused_total", why="upstream_share") > 0)
+        heads = slow.heads(1)
+        assert heads.get(503, 0) + heads.get(None, 0) == n and 8 <= heads.get(None, 0) <= 16, heads
+        assert once(w, "/v2/shop/api/manifests/1.0.0", w.auth)[0] == 200
+        gate.set()
+        after = slow.heads()
+        assert after == {200: heads[None], 503: heads[503]}, after
+        slow.close()
+    finally:
+        gate.set()
+        w.close()
+
+
 def measure(w, auth, manifest, blob, n):
     times = {"manifest": [], "blob": []}
     for _ in range(n):
