@@ -35,9 +35,11 @@ step_clang() { # the whole tree, tests too, with the warnings of the build
     cmake -S . -B build/analyse-clang-all -DPULLGATE_TESTS=ON >/dev/null && cmake --build build/analyse-clang-all -- -k 0 2>&1 | from_compiler
 }
 
-step_cppcheck() { # no -D: it would look at that one configuration only, and finds less
+# No -D: it would look at that one configuration only, and finds less. uninitvar is off: it takes the loops of <sys/queue.h> for reads;
+# gcc, clang-tidy and valgrind see better what is not initialised. readdirCalled is off: POSIX.1-2008 and glibc want no readdir_r.
+step_cppcheck() {
     cppcheck -j "$jobs" -q --std=c11 --enable=warning,performance,portability --inconclusive -Iinclude -Ilib -Iproxy -Iadmin --library=posix,bsd \
-        --suppress=missingIncludeSystem --suppress=preprocessorErrorDirective --template='{file}:{line}: [{id}] {message}' lib proxy admin cli 2>&1 | grep -E '^[a-z]+/' | sort -u
+        --suppress=missingIncludeSystem --suppress=preprocessorErrorDirective --suppress=uninitvar --suppress=readdirCalled --template='{file}:{line}: [{id}] {message}' lib proxy admin cli 2>&1 | grep -E '^[a-z]+/' | sort -u
 }
 
 step_fanalyzer() {
@@ -94,7 +96,7 @@ done
 printf '== done (%s s)\n' "$SECONDS"
 
 PULLGATE_STEPS="$steps" /usr/bin/python3 - "$work/found" <<'PY'
-import os, pathlib, sys
+import fnmatch, os, pathlib, sys
 entries = []  # [file, check, text in the line, reason, times used]
 for n, line in enumerate(pathlib.Path("tests/analyse.reviewed").read_text().splitlines(), 1):
     if line.strip() and not line.startswith("#"):
@@ -111,7 +113,7 @@ for found in sorted(set(pathlib.Path(sys.argv[1]).read_text().splitlines())):
     except (OSError, IndexError, ValueError):
         text = ""
     for e in entries:
-        if e[0] == name and e[1] == check and e[2] in text:
+        if fnmatch.fnmatch(name, e[0]) and e[1] == check and e[2] in text:
             e[4] += 1
             explained += 1
             break

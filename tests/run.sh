@@ -132,6 +132,9 @@ step "checks of the tree"
 tests/check-tree.sh
 count "tree" $?
 
+tests/analyse.sh warnings cppcheck # the others take too long for every day
+count "analysis" $?
+
 if build release; then
     tests/check-binaries.sh build/bin
     count "binaries" $?
