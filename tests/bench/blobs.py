@@ -18,7 +18,7 @@ def gate(prepare, proxies=({},), repositories=(), **stack):
     """A vendor, whatever prepare(vendor) -> layers puts there as shop/api 1.0.0, further repositories, and one proxy a setting.
     Yields (stack, vendor, auth)."""
     s = Stack(start=False, upstream=object(), limits={"keepalive_requests": 0, "inflight_per_customer": 100000, "connections_per_ip": 20000,
-                                                      "connections": 20000, "client_min_rate": 0}, **stack)
+                                                      "connections": 20000, "upstream_connections": 1000, "client_min_rate": 0}, **stack)
     vendor = s.upstream = Vendor(s.dir)
     try:
         vendor.manifest("acme/api", "1.0.0", prepare(vendor))
