@@ -15,7 +15,7 @@ import requests
 
 from conftest import World
 from scripted_upstream import ScriptedUpstream
-from stack import SLOW, Redis, basic, wait_for
+from stack import SANITIZED, SLOW, Redis, basic, wait_for
 from tcp_relay import TcpRelay
 
 
@@ -55,7 +55,8 @@ class Arena:
         self.redis = RelayedRedis(self.dir)
         proxy = {"metrics_listen": ["127.0.0.1:0"], **kw.pop("proxy", {})}
         admin = {"sync_interval": "0s", **kw.pop("admin", {})}  # no traffic but the rows'
-        self.w = w = World(upstream=up, redis=self.redis, directory=self.dir, proxy=proxy, admin=admin, **kw)
+        limits = {**({"redis_deadline": f"{200 * SLOW}ms"} if SANITIZED else {}), **kw.pop("limits", {})}
+        self.w = w = World(upstream=up, redis=self.redis, directory=self.dir, proxy=proxy, admin=admin, limits=limits, **kw)
         self.s = s = w.s
         self.n = 100
         granted, ungranted = w.images["1.0.0"], w.images["2.0.0"]
