@@ -1107,7 +1107,10 @@ static enum err http_write_ports(const char *path, struct str text, struct error
     struct strbuf temp = {0};
     sb_addf(&temp, "%s.tmp", path);
     int fd = open(temp.p, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-    bool good = fd >= 0 && write(fd, text.p, text.n) == (ssize_t)text.n;
+    size_t done = 0;
+    for (ssize_t n; fd >= 0 && done < text.n && (n = write(fd, text.p + done, text.n - done)) > 0;)
+        done += (size_t)n; /* a short one is no fault */
+    bool good = fd >= 0 && done == text.n;
     if (fd >= 0)
         close(fd);
     good = good && rename(temp.p, path) == 0;

@@ -47,7 +47,9 @@ static void log_write(enum log_level level, const char *fmt, va_list ap)
             level_names[level], log_program);
     sb_add_json(&line, str_c(text));
     sb_add(&line, S("}\n"));
-    (void)!write(STDERR_FILENO, line.p, line.n);
+    size_t done = 0;
+    for (ssize_t n; done < line.n && (n = write(STDERR_FILENO, line.p + done, line.n - done)) > 0;)
+        done += (size_t)n; /* the rest of one that was taken in parts */
     sb_free(&line);
 }
 
