@@ -164,7 +164,7 @@ static void run(struct str s, size_t at, size_t step, struct strbuf *seen, struc
         shutdown(fd, SHUT_WR);
         open = settle(fd, got);
     }
-    uint64_t end = clock_mono_ms() + 3000;
+    uint64_t end = clock_mono_ms() + 20000;
     while (open && clock_mono_ms() < end) { /* lingering, and half-closed clients: a moment */
         timer_set(t, 1);
         event_base_loop(loop_base(loop), EVLOOP_ONCE);

@@ -36,7 +36,7 @@ mkdir -p "$artifacts" "$keep" "$keep/.log"
 export ASAN_OPTIONS=abort_on_error=1:detect_leaks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
 
 options() { # target: what bounds it
-    local o="-timeout=10 -rss_limit_mb=1024 -malloc_limit_mb=256 -print_final_stats=1 -verbosity=1 -reload=0"
+    local o="-timeout=60 -rss_limit_mb=1024 -malloc_limit_mb=256 -print_final_stats=1 -verbosity=1 -reload=0"
     case $1 in
     manifest) o+=" -max_len=65536 -malloc_limit_mb=64" ;;
     proxy) o+=" -max_len=4096" ;;
