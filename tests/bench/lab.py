@@ -72,7 +72,7 @@ def on_load_core():
 
 def wrk(url, auth=None, seconds=1.0, connections=64, script=None, headers=(), under=()):
     """(requests a second, requests). wrk sits on the load's core. under: a command that runs it, and whose words come after."""
-    argv = [*under, "taskset", "-c", str(LOAD), "wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s"]
+    argv = [*under, "taskset", "-c", str(LOAD), "wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "30s"]
     for h in headers:
         argv += ["-H", h]
     if auth:
