@@ -202,7 +202,7 @@ def decision(table, quick):
         out = subprocess.run(["taskset", "-c", "0", TESTS_BIN / program], capture_output=True, text=True, timeout=300).stdout
         return {m[1]: float(m[2]) for m in re.finditer(r"^(.+?): ([\d.]+) ns", out, re.M)}
 
-    runs = 1 if quick else 2
+    runs = 1  # processor time: another run says the same
     parts = {}
     for program in ("test_facts", "test_content", "test_pullevent", "test_accesslog"):
         for _ in range(runs):
