@@ -423,7 +423,7 @@ class Judge:
         for sent, ended, i, status, outcome, target in load.records():
             _, allowed, what = probes[i]
             self.said[status] += 1
-            if allowed is None and outcome == WRONG_BODY and what.endswith("/tags/list"):
+            if allowed is None and outcome == WRONG_BODY and ("/tags/list" in what or "/referrers/" in what):
                 outcome = GOOD  # of either state
             kind = self.kind(allowed, status, outcome, faults)
             if sent < until_ns and kind in ("FALSE ALLOW", "FALSE DENY", "WRONG BODY") and what.split(" ")[0] in edited:
