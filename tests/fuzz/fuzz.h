@@ -24,6 +24,13 @@ static inline void fuzz_fail(const char *what, int line)
     abort();
 }
 
+/* Where sockets may stand: run.sh names a directory that goes with the run, also where a target was killed. */
+static inline const char *fuzz_tmp(void)
+{
+    const char *dir = getenv("FUZZ_TMP");
+    return dir && strlen(dir) < 60 ? dir : "/tmp";
+}
+
 static inline void fuzz_quiet(void)
 {
     log_set_level((enum log_level)(LOG_LEVEL_ERROR + 1));

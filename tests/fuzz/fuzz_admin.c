@@ -382,7 +382,12 @@ static void setup(void)
     make(HEAD_POST, "/api/v1/licenses", body, ID_LIC);
     FUZZ_CHECK(store_commit(store, &e) == ERR_OK, e.text);
     FUZZ_CHECK(rights() == 3, "the first license grants 1.0.0 and 1.1.0");
-    unlink(path); /* the process keeps it open */
+    unlink(path); /* the process keeps it open, and what stands beside it */
+    for (size_t i = 0; i < 3; i++) {
+        static const char *const beside[] = {"-wal", "-shm", ".lock"};
+        snprintf(url, sizeof url, "%s%s", path, beside[i]);
+        unlink(url);
+    }
     sb_free(&b);
 }
 

@@ -15,7 +15,7 @@
 static struct config *cfg;
 static struct loop *loop;
 static struct edge *edge;
-static char listen_at[64];
+static char listen_at[112];
 static struct strbuf *events; /* of the run in progress */
 static unsigned requests;
 
@@ -71,7 +71,7 @@ static void setup(void)
     FILE *f = fopen(path, "we");
     FUZZ_CHECK(f && fputs("limits:\n  keepalive_requests: 0\n", f) >= 0 && fclose(f) == 0 && config_load(path, &cfg, &e) == ERR_OK, e.text);
     unlink(path);
-    snprintf(listen_at, sizeof listen_at, "unix:/tmp/pullgate-fuzz-edge-%d.sock", (int)getpid());
+    snprintf(listen_at, sizeof listen_at, "unix:%s/pullgate-fuzz-edge-%d.sock", fuzz_tmp(), (int)getpid());
     loop = loop_new();
     edge = edge_new(loop, cfg, edge_shared_new(1000, 1000), &h);
     FUZZ_CHECK(edge_listen(listen_at, &fd, bound, &e) == ERR_OK && edge_accept(edge, fd, NULL, &e) == ERR_OK, e.text);

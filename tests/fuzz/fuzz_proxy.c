@@ -911,7 +911,7 @@ void __wrap_fetch_cancel(struct fetch **pf)
 static bool trace; /* FUZZ_TRACE=1: what happens, for people who look at a find */
 static struct proxy the_proxy;
 static struct worker *w, *workers[1];
-static char listen_at[64];
+static char listen_at[112];
 static struct timer *wake;
 
 static void nothing(void *ctx)
@@ -934,7 +934,7 @@ static void setup(void)
     keys = fuzz_keys();
     content_make();
     people_make();
-    snprintf(listen_at, sizeof listen_at, "unix:/tmp/pullgate-fuzz-%d.sock", (int)getpid());
+    snprintf(listen_at, sizeof listen_at, "unix:%s/pullgate-fuzz-%d.sock", fuzz_tmp(), (int)getpid());
     snprintf(path, sizeof path, "/dev/shm/fuzz_proxy.%d.yaml", (int)getpid());
     FILE *f = fopen(path, "we");
     FUZZ_CHECK(f != NULL, "configuration");

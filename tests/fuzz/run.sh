@@ -34,6 +34,9 @@ if [ $# -eq 0 ]; then
 fi
 artifacts=${FUZZ_ARTIFACTS:-$(mktemp -d)}
 mkdir -p "$artifacts" "$keep" "$keep/.log"
+FUZZ_TMP=$(mktemp -d)
+export FUZZ_TMP
+trap 'rm -rf --one-file-system "$FUZZ_TMP"' EXIT
 export ASAN_OPTIONS=abort_on_error=1:detect_leaks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
 
 options() { # target: what bounds it
