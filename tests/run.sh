@@ -80,14 +80,14 @@ integration() { # build directory, pytest arguments
     shift
     mkdir "$at"
     export PULLGATE_BIN="$root/$dir/bin" PULLGATE_TESTS_BIN="$root/$dir/tests"
-    timeout --foreground 1500 /usr/bin/python3 -m pytest -o cache_dir="$at/cache" --basetemp="$at/t" -q -n 2 --dist loadfile -rfEs --durations=8 \
+    timeout --foreground 1500 /usr/bin/python3 -m pytest -o cache_dir="$at/cache" --basetemp="$at/t" -q -n 3 --dist loadfile -rfEs --durations=8 \
         tests/integration "$@" 2>&1 | tee "$at/log"
     rc=${PIPESTATUS[0]}
     summary "$at/log"
     passed=$((passed + p))
     skipped=$((skipped + s))
     if [ "$f" -gt 0 ] && [ "$f" -le 10 ]; then
-        # Two files at a time on a small machine: a test of real time can lose its processor. What failed gets one run alone, and
+        # Three files at a time, since most of a test is waiting: on a small machine a test of real time can lose its processor. What failed gets one run alone, and
         # is named, whatever comes of it.
         echo "once more, alone:"
         grep -E '^(FAILED|ERROR) ' "$at/log" | cut -c1-200

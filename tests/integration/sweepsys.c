@@ -73,11 +73,21 @@ static int due(atomic_int *at, const char *name)
     return 0;
 }
 
+/* libseccomp 2.5.4 loads what it made of a filter although it had no memory for parts of it, and what then happens to the process, which
+ * has served nobody yet, is anything between a kill and a wait. It has no allocator to set: its allocations do not fail here. */
+static int is_spared(void *caller)
+{
+    Dl_info at;
+
+    return atomic_load_explicit(&ctl->alloc_at, memory_order_relaxed) == 1 && dladdr(caller, &at) != 0 && at.dli_fname != NULL &&
+           strstr(at.dli_fname, "libseccomp") != NULL;
+}
+
 /* The size says nothing: it is the machine that has no memory. */
-static int alloc_fails(const char *name)
+static int alloc_fails(const char *name, void *caller)
 {
     atomic_fetch_add_explicit(&ctl->allocs, 1, memory_order_relaxed);
-    if (!due(&ctl->alloc_at, name))
+    if (is_spared(caller) || !due(&ctl->alloc_at, name))
         return 0;
     errno = ENOMEM;
     return 1;
@@ -86,15 +96,15 @@ static int alloc_fails(const char *name)
 extern void *__libc_malloc(size_t n), *__libc_calloc(size_t k, size_t n), *__libc_realloc(void *p, size_t n);
 void *malloc(size_t n)
 {
-    return alloc_fails("malloc") ? NULL : __libc_malloc(n);
+    return alloc_fails("malloc", __builtin_return_address(0)) ? NULL : __libc_malloc(n);
 }
 void *calloc(size_t k, size_t n)
 {
-    return alloc_fails("calloc") ? NULL : __libc_calloc(k, n);
+    return alloc_fails("calloc", __builtin_return_address(0)) ? NULL : __libc_calloc(k, n);
 }
 void *realloc(void *p, size_t n)
 {
-    return alloc_fails("realloc") ? NULL : __libc_realloc(p, n);
+    return alloc_fails("realloc", __builtin_return_address(0)) ? NULL : __libc_realloc(p, n);
 }
 
 static int fails(const char *name, int e)
