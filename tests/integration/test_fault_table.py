@@ -309,6 +309,8 @@ def test_FLT_013_upstream_refused(brief):
     arena.up.relay.refuse()
     try:
         check({"status_in": [200], "max_ms": 1000}, arena.ask(WARM))
+        # an answer to an unknown digest from before this version was pushed may be remembered for cache.negative
+        wait_for("that to be too old", lambda: arena.ask(f"/v2/shop/api/manifests/{image['digest']}").status != 404)
         for path in (f"manifests/{image['tag']}", f"manifests/{image['digest']}"):
             check({"status_in": [502, 503, 504], "max_ms": 10000}, arena.ask(f"/v2/shop/api/{path}"))
         arena.nothing_ungranted()
