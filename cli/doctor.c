@@ -342,7 +342,7 @@ static void check_redis_rights(void)
     static const char *const commands[] = {
         "SET pg:doctor 1 EX 60", "GET pg:doctor", "MSET pg:doctor 1", "MGET pg:doctor", "EXISTS pg:doctor", "SCAN 0 MATCH pg:doctor* COUNT 10", "DEL pg:doctor",
         "XADD pg:doctor:s MAXLEN ~ 10 * b x", "XGROUP CREATE pg:doctor:s admin 0", "XREADGROUP GROUP admin doctor COUNT 1 STREAMS pg:doctor:s >",
-        "XACK pg:doctor:s admin 0-1", "XDEL pg:doctor:s 0-1", "DEL pg:doctor:s", "MULTI", "EXEC", "PUBLISH " PROJECTION_CHANNEL " 0", "SUBSCRIBE " PROJECTION_CHANNEL,
+        "XACK pg:doctor:s admin 0-1", "XDEL pg:doctor:s 0-1", "DEL pg:doctor:s", "MULTI", "EXEC", ("PUBLISH " PROJECTION_CHANNEL " 0"), ("SUBSCRIBE " PROJECTION_CHANNEL),
     };
     struct strbuf refused = {0};
     char why[200] = "";
