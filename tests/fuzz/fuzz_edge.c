@@ -135,8 +135,10 @@ static void without_dates(struct strbuf *b)
     char *p = b->p, *end = b->p + b->n;
     while (p && (p = memmem(p, (size_t)(end - p), "\r\nDate: ", 8)) != NULL) {
         p += 8;
-        while (p < end && *p != '\r')
-            *p++ = 'x';
+        if (end - p < 31 || memcmp(p + 25, " GMT\r\n", 6) != 0)
+            continue; /* an echoed body may say Date: too */
+        memset(p, 'x', 29);
+        p += 29;
     }
 }
 
