@@ -18,13 +18,13 @@ import pytest
 import requests
 from nacl.signing import SigningKey
 
+import adversarial_rows
 from conftest import World
 from scripted_upstream import Recorder, ScriptedUpstream
 from stack import SLOW, basic, wait_for
 
 CATEGORIES = ("parsing_smuggling", "path_name", "auth_token", "entitlement")
-FILES = [pathlib.Path(__file__).parent / "adversarial" / name for name in ("cases.jsonl", "neighbours.jsonl")]
-ROWS = [r for f in FILES for r in map(json.loads, f.read_text().splitlines()) if r["category"] in CATEGORIES and r["target"] == "registry"]
+ROWS = [r for r in adversarial_rows.ALL if r["category"] in CATEGORIES and r["target"] == "registry"]
 # Last: where it takes longer than cache.tag_freshness, a tag that moved upstream has moved here, and what it names is granted (DESIGN 4).
 ROWS.sort(key=lambda r: "flip_tag_every_request" in json.dumps(r))
 

@@ -9,13 +9,12 @@ import secrets
 import pytest
 import requests
 
+import adversarial_rows
 import fronts
 from admin_fixture import admin_stack, token
 from stack import basic
 
-CASES = [json.loads(line) for name in ("cases.jsonl", "neighbours.jsonl")
-         for line in (pathlib.Path(__file__).parent / "adversarial" / name).read_text().splitlines() if line.strip()]
-CASES = [c for c in CASES if c["category"] in ("admin_api", "portal")]
+CASES = [c for c in adversarial_rows.ALL if c["category"] in ("admin_api", "portal")]
 
 # id: (what is run instead of the row's own request, why)
 INSTEAD = {

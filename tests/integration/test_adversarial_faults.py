@@ -25,6 +25,7 @@ import time
 import pytest
 import requests
 
+import adversarial_rows
 import test_adversarial as rows
 from admin_fixture import admin_stack
 from conftest import World
@@ -34,9 +35,8 @@ from scripted_upstream import ScriptedUpstream
 from stack import BIN, SANITIZED, SLOW, Proc, Stack, basic, make_ca, wait_for
 from test_reload import pair, serial_of
 
-ALL = [json.loads(line) for line in (pathlib.Path(__file__).parent / "adversarial" / "cases.jsonl").read_text().splitlines()]
-IDS = {r["id"] for r in ALL}
-CASES = [r for r in ALL if r["category"] in ("fault_injection", "dos_limits")]
+IDS = {r["id"] for r in adversarial_rows.GIVEN}
+CASES = [r for r in adversarial_rows.GIVEN if r["category"] in ("fault_injection", "dos_limits")]
 RUN = {}
 ONCE = {"FLT-036", "FLT-050", "FLT-052", "FLT-056", "FLT-058", "DOS-004", "DOS-022"}  # what they measure is memory and time, or they are many starts
 

@@ -17,10 +17,10 @@ import weakref
 
 import pytest
 
+import adversarial_rows
 from stack import BIN
 
 DRIVE = pathlib.Path(os.environ.get("PULLGATE_TESTS_BIN", BIN.parent / "tests")) / "drive_edge"
-CASES = pathlib.Path(__file__).parent / "adversarial" / "cases.jsonl"
 LIMITS = {"head_deadline": "600ms", "body_deadline": "600ms", "tls_handshake": "600ms", "keepalive_idle": "900ms", "connections_per_ip": "600",
           "client_min_rate": "1KiB", "client_min_rate_window": "800ms"}
 
@@ -289,7 +289,7 @@ def test_a_cut_never_looks_complete(server):
 
 
 def rows():
-    return [r for r in map(json.loads, CASES.open()) if r["category"] == "parsing_smuggling" and "raw" in r]
+    return [r for r in adversarial_rows.GIVEN if r["category"] == "parsing_smuggling" and "raw" in r]
 
 
 @pytest.mark.parametrize("row", rows(), ids=lambda r: r["id"])

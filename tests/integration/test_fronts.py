@@ -3,18 +3,18 @@ two keeps it. After each row a marker request goes through the front, over the c
 still open, and gets exactly its own answer; so does one straight to Pullgate. No request causes two at the upstream."""
 import collections
 import hashlib
-import json
 import re
 import tempfile
 
 import pytest
 
+import adversarial_rows
 import fronts
 from stack import basic
-from test_adversarial import FILES, ROWS, Arena, check, parse_responses, run_row, send_http
+from test_adversarial import ROWS, Arena, check, parse_responses, run_row, send_http
 
 FRONTS = ("nginx", "haproxy", "nginx-buffering", "haproxy-proxy")
-SEEN = {r["id"] for r in map(json.loads, FILES[0].read_text().splitlines())}
+SEEN = {r["id"] for r in adversarial_rows.GIVEN}
 # What an unknown digest may make a proxy look for, once in a while and shared by all: signatures of what is granted.
 SEARCH = re.compile(r"/referrers/|/manifests/sha256[-:]")
 OWN_VERDICT, ANEW_VERDICT = "the front's own", "reached, as the front wrote it anew"
