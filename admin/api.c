@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "pullgate/clock.h"
+#include "pullgate/credential.h"
 #include "pullgate/mem.h"
 #include "pullgate/oci.h"
 #include "pullgate/seal.h"
@@ -454,4 +455,32 @@ enum err api_check_body(struct api *rq, const struct jv *doc, const struct schem
     if (jv_type(doc) != JV_OBJECT)
         return api_fail(rq, ERR_INVALID, "invalid_json", NULL, "the body must be a JSON object");
     return check_object(rq, doc, schema ? schema->fields : NULL, "");
+}
+
+void api_system(struct api *rq, struct admin *a, struct store *s, struct str vendor_id, const char *actor, int64_t now_s)
+{
+    *rq = (struct api){.admin = a, .store = s, .now_s = now_s, .role = ROLE_OWNER, .method = HEAD_POST};
+    rq->vendor_id = str_dup(vendor_id);
+    rq->actor = mem_strdup(actor);
+    rq->token_id = mem_strdup("");
+    snprintf(rq->peer, sizeof rq->peer, "internal");
+    request_id_new(rq->request_id);
+}
+
+void api_system_done(struct api *rq)
+{
+    mem_free(rq->vendor_id);
+    mem_free(rq->actor);
+    mem_free(rq->token_id);
+    mem_free(rq->zone);
+    jv_free(rq->in);
+    jv_free(rq->out);
+    sb_free(&rq->raw);
+    mem_free(rq->location);
+    mem_free(rq->etag);
+    jv_free(rq->problem);
+    mem_free(rq->audit_object);
+    jv_free(rq->before);
+    jv_free(rq->after);
+    *rq = (struct api){0};
 }

@@ -18,8 +18,11 @@
 enum role {
     ROLE_NONE,     /* no sign-in: OpenAPI document */
     ROLE_VIEWER,   /* admin API, read */
-    ROLE_ADMIN,    /* admin API, write */
-    ROLE_OWNER,    /* admin API, tokens and vendors */
+    ROLE_SUPPORT,  /* also explain, pulls and the audit log */
+    ROLE_LICENSES, /* license manager: customers, credentials, licenses, orders */
+    ROLE_ADMIN,    /* also applications, upstreams, plans, webhooks */
+    ROLE_OWNER,    /* also people, tokens, the vendor */
+    ROLE_OPERATOR, /* above vendors: makes and lists them */
     ROLE_CUSTOMER, /* portal API: portal_authenticate() of portal.c */
 };
 
@@ -175,6 +178,11 @@ struct str api_in_json(const struct api *rq, const char *name, struct strbuf *b)
 /* Times of an object of the body; field names the member in a refusal. *ret is 0 for null, and untouched when the member is absent. */
 enum err api_time_start(struct api *rq, const struct jv *obj, const char *name, const char *field, int64_t *ret) MUST_USE;
 enum err api_time_end(struct api *rq, const struct jv *obj, const char *name, const char *field, int64_t *ret) MUST_USE;
+
+/* A request that no client sent: a job's, in the writer's thread inside a transaction. actor such as "system:renewal" or "hook:payment".
+ * Handlers called with it find rq->in and rq->params set by the caller. api_system_done() frees what it holds. */
+void api_system(struct api *rq, struct admin *a, struct store *s, struct str vendor_id, const char *actor, int64_t now_s);
+void api_system_done(struct api *rq);
 
 /* Used by http.c: the body against the schema of the route; refuses with unknown_field, missing_field or invalid_field. */
 enum err api_check_body(struct api *rq, const struct jv *doc, const struct schema *schema) MUST_USE;

@@ -4,6 +4,8 @@
 #include <string.h>
 
 #include "api_routes.h"
+#include "eventlog.h"
+#include "licenses.h"
 #include "outbox.h"
 #include "period.h"
 #include "pullgate/clock.h"
@@ -409,7 +411,7 @@ static enum err license_list(struct api *rq)
 
 /* ---- what every change ends with --------------------------------------------------------------------------------------- */
 
-static enum err history_put(struct api *rq, const struct row *r, const char *event, enum license_status to, struct str reason,
+static enum err history_put(struct api *rq, const struct row *r, const char *event_type, enum license_status to, struct str reason,
                             const struct jv *data)
 {
     struct strbuf text = {0};
@@ -419,10 +421,25 @@ static enum err history_put(struct api *rq, const struct row *r, const char *eve
         rq->store, NULL, &rq->error,
         "INSERT INTO license_history (vendor_id, customer_id, license_id, at_ms, event, actor, from_status, to_status, reason, data)"
         " VALUES (?,?,?,?,?,?,?,?,COALESCE(?,''),?)",
-        "zzzizzzzss", rq->vendor_id, r->customer_id, r->id, clock_now_ms(), event, rq->actor,
+        "zzzizzzzss", rq->vendor_id, r->customer_id, r->id, clock_now_ms(), event_type, rq->actor,
         r->status == LICENSE_STATUS_NONE ? "" : license_status_text(r->status), to == LICENSE_STATUS_NONE ? "" : license_status_text(to),
         reason, text.n ? sb_str(&text) : S("{}"));
     sb_free(&text);
+    if (err)
+        return err;
+    struct jv *told = jv_object();
+    jv_set_c(told, "from_status", r->status == LICENSE_STATUS_NONE ? "" : license_status_text(r->status));
+    jv_set_c(told, "to_status", to == LICENSE_STATUS_NONE ? "" : license_status_text(to));
+    jv_set_str(told, "reason", reason.p ? reason : S(""));
+    jv_set(told, "change", data ? jv_copy(data) : jv_object());
+    struct event_record event = {.vendor_id = rq->vendor_id,
+                                 .type = event_type,
+                                 .actor = rq->actor,
+                                 .customer_id = r->customer_id,
+                                 .license_id = r->id,
+                                 .data = told};
+    err = eventlog_put(rq->store, &event, &rq->error);
+    jv_free(told);
     return err;
 }
 
@@ -950,6 +967,57 @@ static enum err license_rotate_key(struct api *rq)
 out:
     row_free(&r);
     return err;
+}
+
+/* ---- for other resources and the jobs ------------------------------------------------------------------------------------ */
+
+enum err licenses_get(struct api *rq, struct str id, struct jv **ret)
+{
+    return license_load(rq, id, ret, NULL);
+}
+
+/* Runs a handler of this file with other input; what stood in rq->in and the path stands there again afterwards. */
+static enum err license_call(struct api *rq, api_fn *fn, struct str id, const struct jv *in)
+{
+    struct jv *kept_in = rq->in;
+    struct str kept_id = rq->params[0];
+    char *kept_match = rq->if_match;
+    rq->in = in ? jv_copy(in) : jv_object();
+    rq->params[0] = id;
+    rq->if_match = NULL; /* speaks of the object of the path */
+    jv_free(rq->out);
+    jv_free(rq->before);
+    jv_free(rq->after);
+    rq->out = rq->before = rq->after = NULL;
+    enum err err = fn(rq);
+    jv_free(rq->in);
+    rq->in = kept_in;
+    rq->params[0] = kept_id;
+    rq->if_match = kept_match;
+    return err;
+}
+
+enum err licenses_make(struct api *rq, const struct jv *in, const char *source)
+{
+    enum err err = license_call(rq, license_create, S(""), in);
+    if (!err)
+        err = store_exec(rq->store, NULL, &rq->error, "UPDATE licenses SET source=? WHERE id=?", "zs", source, jv_get_str(rq->out, "id"));
+    return err;
+}
+
+enum err licenses_act(struct api *rq, struct str id, const char *action, const struct jv *in)
+{
+    static const struct {
+        const char *name;
+        api_fn *run;
+    } RUNS[] = {
+        {"activate", license_activate}, {"suspend", license_suspend}, {"reinstate", license_reinstate},   {"revoke", license_revoke},
+        {"renew", license_renew},       {"extend", license_extend},   {"rotate-key", license_rotate_key},
+    };
+    for (size_t i = 0; i < sizeof RUNS / sizeof *RUNS; i++)
+        if (strcmp(RUNS[i].name, action) == 0)
+            return license_call(rq, RUNS[i].run, id, in);
+    WRONG("no such action");
 }
 
 static const struct query_param LICENSE_PARAMS[] = {

@@ -203,7 +203,64 @@ static const char MIGRATION_1[] =
     "CREATE INDEX fact_epochs_bucket ON fact_epochs(bucket, fact);\n"
     "CREATE INDEX fact_epochs_epoch ON fact_epochs(epoch);\n";
 
+/* Terms: where a license came from, how it renews, what the clock and payments do with it. */
+static const char MIGRATION_2[] =
+    "ALTER TABLE licenses ADD COLUMN plan_id TEXT NOT NULL DEFAULT '';\n" /* of which it keeps its own copy of everything */
+    "ALTER TABLE licenses ADD COLUMN source TEXT NOT NULL DEFAULT 'created';\n" /* created order request trial import transfer */
+    "ALTER TABLE licenses ADD COLUMN issuer TEXT NOT NULL DEFAULT '';\n"        /* '': this deployment; else who issued an imported one */
+    "ALTER TABLE licenses ADD COLUMN transaction_id TEXT NOT NULL DEFAULT '';\n"
+    "ALTER TABLE licenses ADD COLUMN order_id TEXT NOT NULL DEFAULT '';\n"
+    "ALTER TABLE licenses ADD COLUMN auto_renew INTEGER NOT NULL DEFAULT 0;\n"
+    "ALTER TABLE licenses ADD COLUMN renew_needs_payment INTEGER NOT NULL DEFAULT 0;\n" /* auto_renew waits for a payment */
+    "ALTER TABLE licenses ADD COLUMN cancel_at_period_end INTEGER NOT NULL DEFAULT 0;\n"
+    "ALTER TABLE licenses ADD COLUMN anchor_day INTEGER NOT NULL DEFAULT 0;\n" /* of the month, in the vendor's zone; 0: that of expires_at */
+    "ALTER TABLE licenses ADD COLUMN trial_days INTEGER NOT NULL DEFAULT 0;\n"
+    "ALTER TABLE licenses ADD COLUMN starts_on TEXT NOT NULL DEFAULT '';\n" /* '', first_pull, activation: when trial_days begin */
+    "ALTER TABLE licenses ADD COLUMN trial_started_at INTEGER NOT NULL DEFAULT 0;\n"
+    "ALTER TABLE licenses ADD COLUMN requires_activation INTEGER NOT NULL DEFAULT 0;\n"
+    "ALTER TABLE licenses ADD COLUMN grants_locked INTEGER NOT NULL DEFAULT 0;\n" /* grants can be added, never taken */
+    "ALTER TABLE licenses ADD COLUMN features TEXT NOT NULL DEFAULT '{}';\n"      /* JSON object; goes into the license file */
+    "ALTER TABLE licenses ADD COLUMN activated_at INTEGER NOT NULL DEFAULT 0;\n"
+    "ALTER TABLE licenses ADD COLUMN revoked_at INTEGER NOT NULL DEFAULT 0;\n"
+    "ALTER TABLE licenses ADD COLUMN payment_failed_at INTEGER NOT NULL DEFAULT 0;\n" /* the first failure since the last payment */
+    "ALTER TABLE licenses ADD COLUMN payment_retries INTEGER NOT NULL DEFAULT 0;\n"
+    "ALTER TABLE licenses ADD COLUMN wake_at INTEGER NOT NULL DEFAULT 0;\n" /* when the clock next does something with it; 0 never */
+    "CREATE INDEX licenses_wake ON licenses(wake_at) WHERE wake_at<>0;\n"
+
+    /* What happened, for those who follow: GET /events, webhooks, mail. In the order of the commits. */
+    "CREATE TABLE events ("
+    " id INTEGER PRIMARY KEY AUTOINCREMENT, vendor_id TEXT NOT NULL, at_ms INTEGER NOT NULL, type TEXT NOT NULL,"
+    " customer_id TEXT NOT NULL DEFAULT '', license_id TEXT NOT NULL DEFAULT '', object_id TEXT NOT NULL DEFAULT '',"
+    " actor TEXT NOT NULL, data TEXT NOT NULL DEFAULT '{}');\n"
+    "CREATE INDEX events_vendor ON events(vendor_id, id);\n"
+    "CREATE INDEX events_license ON events(license_id, id) WHERE license_id<>'';\n";
+
+/* Plans, orders, coupons, scheduled changes */
+static const char MIGRATION_3[] =
+    "SELECT 1;\n"; /* plans, orders, coupons, scheduled changes: tables follow */
+
+/* Webhooks, mail, the clock */
+static const char MIGRATION_4[] =
+    "SELECT 1;\n"; /* webhooks, mail, the clock: tables follow */
+
+/* License files, leases, bundles */
+static const char MIGRATION_5[] =
+    "SELECT 1;\n"; /* license files, leases, bundles: tables follow */
+
+/* Usage and limits */
+static const char MIGRATION_6[] =
+    "SELECT 1;\n"; /* usage and limits: tables follow */
+
+/* People, sessions, rights */
+static const char MIGRATION_7[] =
+    "SELECT 1;\n"; /* people, sessions, rights: tables follow */
+
+/* Finding, import, transfers */
+static const char MIGRATION_8[] =
+    "SELECT 1;\n"; /* finding, import, transfers: tables follow */
+
 const struct store_migration SCHEMA_MIGRATIONS[] = {
-    {1, MIGRATION_1},
+    {1, MIGRATION_1}, {2, MIGRATION_2}, {3, MIGRATION_3}, {4, MIGRATION_4},
+    {5, MIGRATION_5}, {6, MIGRATION_6}, {7, MIGRATION_7}, {8, MIGRATION_8},
 };
 const size_t SCHEMA_MIGRATIONS_N = sizeof SCHEMA_MIGRATIONS / sizeof SCHEMA_MIGRATIONS[0];
