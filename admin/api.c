@@ -16,6 +16,34 @@
 #define API_PAGE_DEFAULT 100
 #define API_PAGE_MAX     1000
 
+void api_release(struct api *rq)
+{
+    mem_free(rq->vendor_id);
+    mem_free(rq->token_id);
+    mem_free(rq->actor);
+    mem_free(rq->zone);
+    mem_free(rq->customer_id);
+    mem_free(rq->credential_id);
+    mem_free(rq->license_id);
+    mem_free(rq->path);
+    mem_free(rq->query);
+    jv_free(rq->in);
+    if (rq->authorization)
+        mem_free_secret(rq->authorization, strlen(rq->authorization));
+    mem_free(rq->if_match);
+    mem_free(rq->idempotency_key);
+    mem_free(rq->content_type);
+    jv_free(rq->out);
+    sb_free(&rq->raw);
+    mem_free(rq->location);
+    mem_free(rq->etag);
+    jv_free(rq->problem);
+    mem_free(rq->audit_object);
+    jv_free(rq->before);
+    jv_free(rq->after);
+    *rq = (struct api){0};
+}
+
 /* ---- refusals -------------------------------------------------------------------------------------------------------- */
 
 enum err api_fail(struct api *rq, enum err e, const char *code, const char *field, const char *fmt, ...)

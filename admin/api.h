@@ -106,6 +106,9 @@ struct api {
     bool poke_sync;            /* after the commit: the sync should look soon */
 };
 
+/* What a request owns: all but the params and the body, which point into its transport's memory. rq is empty then. */
+void api_release(struct api *rq);
+
 typedef enum err api_fn(struct api *rq);
 
 #define ROUTE_SLOW     1u /* waits for a network: runs in the slow thread on a read-only store, outside a transaction */

@@ -131,35 +131,11 @@ static struct exchange *exchange_of(void *arg)
 
 static void exchange_free(struct exchange *ex)
 {
-    struct api *rq = &ex->rq;
-    rq->magic = 0;
-    mem_free(rq->vendor_id);
-    mem_free(rq->token_id);
-    mem_free(rq->actor);
-    mem_free(rq->zone);
-    mem_free(rq->customer_id);
-    mem_free(rq->credential_id);
-    mem_free(rq->license_id);
-    mem_free(rq->path);
-    mem_free(rq->query);
+    if (ex->body)
+        mem_free_secret(ex->body, ex->rq.body.n);
+    api_release(&ex->rq); /* the magic goes with it */
     for (size_t i = 0; i < API_MAX_PARAMS; i++)
         mem_free(ex->values[i]);
-    jv_free(rq->in);
-    if (rq->authorization)
-        mem_free_secret(rq->authorization, strlen(rq->authorization));
-    mem_free(rq->if_match);
-    mem_free(rq->idempotency_key);
-    mem_free(rq->content_type);
-    if (ex->body)
-        mem_free_secret(ex->body, rq->body.n);
-    jv_free(rq->out);
-    sb_free(&rq->raw);
-    mem_free(rq->location);
-    mem_free(rq->etag);
-    jv_free(rq->problem);
-    mem_free(rq->audit_object);
-    jv_free(rq->before);
-    jv_free(rq->after);
     if (ex->answer.p)
         mem_cleanse(ex->answer.p, ex->answer.n);
     sb_free(&ex->answer);

@@ -37,24 +37,9 @@ struct call {
 
 static void call_free(struct call *c)
 {
-    struct api *rq = &c->rq;
-    mem_free(rq->path);
-    mem_free(rq->query);
-    mem_free(rq->vendor_id);
-    mem_free(rq->token_id);
-    mem_free(rq->actor);
-    mem_free(rq->zone);
+    api_release(&c->rq);
     for (size_t i = 0; i < API_MAX_PARAMS; i++)
         mem_free(c->values[i]);
-    jv_free(rq->in);
-    jv_free(rq->out);
-    sb_free(&rq->raw);
-    mem_free(rq->location);
-    mem_free(rq->etag);
-    jv_free(rq->problem);
-    mem_free(rq->audit_object);
-    jv_free(rq->before);
-    jv_free(rq->after);
     *c = (struct call){0};
 }
 
