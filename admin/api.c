@@ -497,18 +497,5 @@ void api_system(struct api *rq, struct admin *a, struct store *s, struct str ven
 
 void api_system_done(struct api *rq)
 {
-    mem_free(rq->vendor_id);
-    mem_free(rq->actor);
-    mem_free(rq->token_id);
-    mem_free(rq->zone);
-    jv_free(rq->in);
-    jv_free(rq->out);
-    sb_free(&rq->raw);
-    mem_free(rq->location);
-    mem_free(rq->etag);
-    jv_free(rq->problem);
-    mem_free(rq->audit_object);
-    jv_free(rq->before);
-    jv_free(rq->after);
-    *rq = (struct api){0};
+    api_release(rq);
 }
