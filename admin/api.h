@@ -116,8 +116,9 @@ typedef enum err api_fn(struct api *rq);
 #define ROUTE_ACTION   4u /* POST that answers 200 */
 #define ROUTE_NO_AUDIT 8u
 #define ROUTE_PLAIN    16u /* answer is no JSON object of a schema */
+#define ROUTE_COUNT    32u /* a list that takes count=1 */
 struct query_param {
-    const char *name; /* NULL ends the list */
+    const char *name; /* NULL ends the list; "metadata.*": every name that begins with "metadata." */
     const char *about;
 };
 struct route {

@@ -374,41 +374,6 @@ static enum err license_get(struct api *rq)
     return license_load(rq, rq->params[0], &rq->out, NULL);
 }
 
-static enum err license_list(struct api *rq)
-{
-    struct page page;
-    struct store_stmt *st = NULL;
-    static const char *const names[] = {"customer_id", "application_id", "status", "order_number", "external_id", "archived"};
-    struct strbuf f[6] = {{0}};
-    bool row;
-    enum err err = api_page(rq, &page);
-    if (err)
-        return err;
-    for (size_t i = 0; i < 6; i++)
-        api_query(rq, names[i], &f[i]);
-    bool want_archived = str_eq(sb_str(&f[5]), S("true"));
-    struct jv *items = api_list(rq);
-    err = store_query(
-        rq->store, &st, &rq->error,
-        "SELECT " LICENSE_COLUMNS " FROM licenses WHERE vendor_id=?1 AND (archived_at<>0)=?2 AND (?3='' OR customer_id=?3)"
-        " AND (?4='' OR application_id=?4) AND (?5='' OR status=?5) AND (?6='' OR order_number=?6) AND (?7='' OR external_id=?7)"
-        " AND (created_at, id) > (?8,?9) ORDER BY created_at, id LIMIT ?10",
-        "zbsssssizi", rq->vendor_id, want_archived, sb_str(&f[0]), sb_str(&f[1]), sb_str(&f[2]), sb_str(&f[3]), sb_str(&f[4]),
-        page.after_key, page.after_id, (int64_t)page.limit + 1);
-    while (!err) {
-        err = store_step(st, &row, &rq->error);
-        if (err || !row || !api_page_take(&page, rq->out, store_col_int(st, COL_CREATED), store_col_str(st, COL_ID).p))
-            break;
-        jv_push(items, license_print(st, rq->now_s));
-    }
-    store_done(&st);
-    for (size_t i = 0; !err && i < jv_len(items); i++)
-        err = license_add_grants(rq, jv_at(items, i));
-    for (size_t i = 0; i < 6; i++)
-        sb_free(&f[i]);
-    return err;
-}
-
 /* ---- what every change ends with --------------------------------------------------------------------------------------- */
 
 static enum err history_put(struct api *rq, const struct row *r, const char *event_type, enum license_status to, struct str reason,
@@ -976,6 +941,29 @@ enum err licenses_get(struct api *rq, struct str id, struct jv **ret)
     return license_load(rq, id, ret, NULL);
 }
 
+enum err licenses_shown(struct api *rq, struct str id, struct jv **ret)
+{
+    struct store_stmt *st = NULL;
+    struct jv *v = NULL;
+    bool row = false;
+    enum err err = store_query(rq->store, &st, &rq->error, "SELECT " LICENSE_COLUMNS " FROM licenses WHERE id=? AND vendor_id=?", "sz", id,
+                               rq->vendor_id);
+    if (!err)
+        err = store_step(st, &row, &rq->error);
+    if (!err && row)
+        v = license_print(st, rq->now_s);
+    store_done(&st);
+    if (v)
+        err = license_add_grants(rq, v);
+    if (!err && !v)
+        err = api_not_found(rq, "license");
+    if (err)
+        jv_free(v);
+    else
+        *ret = v;
+    return err;
+}
+
 /* Runs a handler of this file with other input; what stood in rq->in and the path stands there again afterwards. */
 static enum err license_call(struct api *rq, api_fn *fn, struct str id, const struct jv *in)
 {
@@ -1020,20 +1008,11 @@ enum err licenses_act(struct api *rq, struct str id, const char *action, const s
     WRONG("no such action");
 }
 
-static const struct query_param LICENSE_PARAMS[] = {
-    {"customer_id", "only of this customer"},
-    {"application_id", "only for this application"},
-    {"status", "only with this stored status"},
-    {"order_number", "only of this order"},
-    {"external_id", "only these"},
-    {"archived", "true: deleted licenses instead"},
-    {NULL, NULL},
-};
 static const struct query_param REASON_PARAMS[] = {{"reason", "kept in the history"}, {NULL, NULL}};
 
 #define LIC "/api/v1/licenses"
 const struct route LICENSE_ROUTES[] = {
-    {HEAD_GET, LIC, license_list, ROLE_VIEWER, ROUTE_LIST, NULL, &LICENSE, LICENSE_PARAMS, "license.list", "Licenses"},
+    {HEAD_GET, LIC, licenses_list, ROLE_VIEWER, ROUTE_LIST, NULL, &LICENSE, LICENSE_LIST_PARAMS, "license.list", "Licenses"},
     {HEAD_POST, LIC, license_create, ROLE_ADMIN, 0, &LICENSE_CREATE, &LICENSE, NULL, "license.create",
      "Make a license; its key is shown once"},
     {HEAD_GET, LIC "/{id}", license_get, ROLE_VIEWER, 0, NULL, &LICENSE, NULL, "license.get", "One license"},

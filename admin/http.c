@@ -361,6 +361,14 @@ struct query_check {
     enum err err;
 };
 
+static bool param_names(const struct query_param *p, struct str key)
+{
+    struct str name = str_c(p->name);
+    if (name.p[name.n - 1] != '*')
+        return str_eq(key, name);
+    return key.n >= name.n && str_starts(key, str_sub(name, 0, name.n - 1));
+}
+
 static void query_check_one(void *ctx, struct str key, struct str value)
 {
     struct query_check *c = ctx;
@@ -380,8 +388,10 @@ static void query_check_one(void *ctx, struct str key, struct str value)
         }
     if (c->rq->route->flags & ROUTE_LIST && (str_eq(key, S("limit")) || str_eq(key, S("cursor"))))
         return;
+    if (c->rq->route->flags & ROUTE_COUNT && str_eq(key, S("count")))
+        return;
     for (const struct query_param *p = c->rq->route->params; p && p->name; p++)
-        if (str_eq_c(key, p->name))
+        if (param_names(p, key))
             return;
     char *name = str_dup(str_sub(key, 0, 60));
     c->err = api_fail(c->rq, ERR_INVALID, "unknown_parameter", name, "%s: no such parameter", name);

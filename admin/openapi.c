@@ -145,6 +145,9 @@ static struct jv *parameters(const struct route *r)
         jv_push(list, parameter("query", S("limit"), "1 to 1000; 100 when absent", false, "integer"));
         jv_push(list, parameter("query", S("cursor"), "next_cursor of the page before", false, "string"));
     }
+    if (r->flags & ROUTE_COUNT)
+        jv_push(list, parameter("query", S("count"), "1: how many the filter finds, in count or, beyond what is counted, count_at_least", false,
+                                "string"));
     for (const struct query_param *p = r->params; p && p->name; p++)
         jv_push(list, parameter("query", str_c(p->name), p->about, false, "string"));
     if (r->method == HEAD_POST && !(r->flags & ROUTE_SLOW))
@@ -164,6 +167,11 @@ static struct jv *answer_schema(const struct route *r)
     jv_set(cursor, "type", type_of("string", true));
     jv_set(properties, "items", items);
     jv_set(properties, "next_cursor", cursor);
+    if (r->flags & ROUTE_COUNT) {
+        static const struct field COUNT_FIELDS[] = {{.name = "count", .type = FIELD_INT}, {.name = "count_at_least", .type = FIELD_INT}};
+        for (size_t i = 0; i < 2; i++)
+            jv_set(properties, COUNT_FIELDS[i].name, field_schema(&COUNT_FIELDS[i], true));
+    }
     jv_push(required, jv_string(S("items")));
     jv_push(required, jv_string(S("next_cursor")));
     jv_set_c(s, "type", "object");
