@@ -1354,45 +1354,29 @@ def manifest_too_large(arena, row, expect):
 
 @row("DOS-018")
 def endless_headers(arena, row, expect):
-    image = arena.fresh()
     sent = []
 
-    def endless(h):
-        h.wfile.write(b"HTTP/1.1 200 OK\r\n")
+    def flood(h, head, piece):  # until the proxy leaves, or 100 MiB are through
         n = 0
         with contextlib.suppress(OSError):
+            h.wfile.write(head)
             while n < 100 << 20:
-                h.wfile.write(b"X-%d: %s\r\n" % (n, b"y" * 1000) * 60)
-                n += 60000
+                n += h.wfile.write(piece(n))
         h.close_connection = True
         sent.append(n)
 
-    def one_line(h):
-        h.wfile.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
-        n = 0
-        with contextlib.suppress(OSError):
-            while n < 100 << 20:
-                h.wfile.write(b"y" * 65536)
-                n += 65536
-        h.close_connection = True
-        sent.append(n)
-
-    def status_lines(h):
-        n = 0
-        with contextlib.suppress(OSError):
-            while n < 100 << 20:
-                h.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n" * 1000)
-                n += 25000
-        h.close_connection = True
-        sent.append(n)
-
+    floods = {
+        "fields": (b"HTTP/1.1 200 OK\r\n", lambda n: b"X-%d: %s\r\n" % (n, b"y" * 1000) * 60),
+        "one field": (b"HTTP/1.1 200 OK\r\nX-Long: ", lambda n: b"y" * 65536),
+        "interim answers": (b"", lambda n: b"HTTP/1.1 100 Continue\r\n\r\n" * 1000),
+    }
     base = rss_kib(arena.proxy)
-    for what in (endless, one_line, status_lines):
+    for name, (head, piece) in floods.items():
         image = arena.fresh()
-        with upstream_does(arena, what, "acme/api/manifests/" + image["tag"]):
+        with upstream_does(arena, lambda h: flood(h, head, piece), "acme/api/manifests/" + image["tag"]):
             check(expect, req(arena, row, **cold(image)))
         wait_for("the upstream to be left", lambda: sent)
-        assert sent.pop() < 100 << 20, "the proxy listened to the end"
+        assert sent.pop() < 100 << 20, f"{name}: the proxy listened to the end"
         sent.clear()
     assert SANITIZED or rss_kib(arena.proxy) - base < expect["rss_growth_max_mb"] * 1024
     recovers(arena, f"/v2/shop/api/manifests/{arena.fresh()['tag']}", within=30)
