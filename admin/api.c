@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "audit.h"
 #include "pullgate/clock.h"
 #include "pullgate/credential.h"
 #include "pullgate/mem.h"
@@ -22,6 +23,14 @@ void api_release(struct api *rq)
     mem_free(rq->token_id);
     mem_free(rq->actor);
     mem_free(rq->zone);
+    mem_free(rq->actor_name);
+    mem_free(rq->user_id);
+    mem_free(rq->session_id);
+    mem_free(rq->owner_id);
+    mem_free(rq->scopes);
+    mem_free(rq->for_vendor);
+    mem_free(rq->password_hash);
+    mem_free(rq->password_seen);
     mem_free(rq->customer_id);
     mem_free(rq->credential_id);
     mem_free(rq->license_id);
@@ -483,6 +492,25 @@ enum err api_check_body(struct api *rq, const struct jv *doc, const struct schem
     if (jv_type(doc) != JV_OBJECT)
         return api_fail(rq, ERR_INVALID, "invalid_json", NULL, "the body must be a JSON object");
     return check_object(rq, doc, schema ? schema->fields : NULL, "");
+}
+
+enum err api_audit(struct api *rq, const char *action, const char *outcome)
+{
+    bool is_ok = strcmp(outcome, "ok") == 0;
+    struct audit_record r = {
+        .vendor_id = rq->vendor_id,
+        .actor = rq->actor,
+        .address = rq->peer,
+        .request_id = rq->request_id,
+        .action = action,
+        .object = rq->audit_object  ? rq->audit_object
+                  : rq->params[0].p ? rq->params[0].p
+                                    : "",
+        .outcome = outcome,
+        .before = is_ok ? rq->before : NULL,
+        .after = is_ok ? rq->after : NULL,
+    };
+    return audit_put(rq->store, rq->admin->keys, &r, &rq->error);
 }
 
 void api_system(struct api *rq, struct admin *a, struct store *s, struct str vendor_id, const char *actor, int64_t now_s)

@@ -24,6 +24,7 @@ enum role {
     ROLE_OWNER,    /* also people, tokens, the vendor */
     ROLE_OPERATOR, /* above vendors: makes and lists them */
     ROLE_CUSTOMER, /* portal API: portal_authenticate() of portal.c */
+    ROLE_CUSTOMER_ADMIN, /* portal API: also the customer's own credentials; a signed-in person */
 };
 
 /* ---- schemas: check requests, and describe requests and answers in the OpenAPI document --------------------------------- */
@@ -73,6 +74,12 @@ struct api {
     /* the caller; strings live as long as the request */
     char *vendor_id, *token_id, *actor; /* actor: "token:<id>", "customer:<id>" */
     char *zone;                         /* of the vendor; api_zone() */
+    char *actor_name;                   /* as people know him: the token's name, the user's address */
+    char *user_id, *session_id;         /* of a signed-in person; NULL */
+    char *owner_id;                     /* the person whose token it is, or who is signed in; NULL */
+    char *scopes;                       /* of the token, separated by blanks; NULL or "": all that the role may */
+    int64_t token_expires_s;            /* 0: never */
+    char *for_vendor;                   /* X-Pullgate-Vendor: the slug of the vendor that an operator acts for; NULL */
     enum role role;
     char *customer_id, *credential_id, *license_id; /* portal; license_id "" unless the credential is bound to one */
     char peer[64];
@@ -100,6 +107,11 @@ struct api {
     const char *code;
     struct jv *problem; /* further members of the problem document, or NULL */
 
+    /* ROUTE_HASHES */
+    bool is_hashing;
+    char *password_hash; /* what the hashing run leaves for the writing one: of a password that is set */
+    char *password_seen; /* the stored hash that the given password was found to fit */
+
     /* audit, set by a handler that changes something */
     char *audit_object;
     struct jv *before, *after; /* without secrets; owned by rq */
@@ -117,6 +129,7 @@ typedef enum err api_fn(struct api *rq);
 #define ROUTE_NO_AUDIT 8u
 #define ROUTE_PLAIN    16u /* answer is no JSON object of a schema */
 #define ROUTE_COUNT    32u /* a list that takes count=1 */
+#define ROUTE_HASHES   64u /* a password is hashed: run is called twice, first with rq->is_hashing in the thread for that, then in the writer */
 struct query_param {
     const char *name; /* NULL ends the list; "metadata.*": every name that begins with "metadata." */
     const char *about;
@@ -182,6 +195,9 @@ struct str api_in_json(const struct api *rq, const char *name, struct strbuf *b)
 /* Times of an object of the body; field names the member in a refusal. *ret is 0 for null, and untouched when the member is absent. */
 enum err api_time_start(struct api *rq, const struct jv *obj, const char *name, const char *field, int64_t *ret) MUST_USE;
 enum err api_time_end(struct api *rq, const struct jv *obj, const char *name, const char *field, int64_t *ret) MUST_USE;
+
+/* An audit row of what happened without a route: a job's or a hook's, in its transaction. object, before and after are rq's. */
+enum err api_audit(struct api *rq, const char *action, const char *outcome) MUST_USE;
 
 /* A request that no client sent: a job's, in the writer's thread inside a transaction. actor such as "system:renewal" or "hook:payment".
  * Handlers called with it find rq->in and rq->params set by the caller. api_system_done() frees what it holds. */

@@ -290,9 +290,9 @@ static const struct query_param EVENT_PARAMS[] = {
     {"license", "id"}, {"customer", "id or slug"}, {"event", "such as license.suspended"}, {NULL, NULL}};
 
 const struct route LOG_ROUTES[] = {
-    {HEAD_GET, "/api/v1/pulls", pull_list, ROLE_VIEWER, ROUTE_LIST, NULL, &PULL, PULL_PARAMS, "pull.list",
+    {HEAD_GET, "/api/v1/pulls", pull_list, ROLE_SUPPORT, ROUTE_LIST, NULL, &PULL, PULL_PARAMS, "pull.list",
      "Pulls and denials, newest first"},
-    {HEAD_GET, "/api/v1/audit", audit_list, ROLE_VIEWER, ROUTE_LIST, NULL, &AUDIT, AUDIT_PARAMS, "audit.list",
+    {HEAD_GET, "/api/v1/audit", audit_list, ROLE_SUPPORT, ROUTE_LIST, NULL, &AUDIT, AUDIT_PARAMS, "audit.list",
      "Who changed what, or tried to, newest first"},
     {HEAD_GET, "/api/v1/audit/verification", audit_check, ROLE_OWNER, ROUTE_SLOW, NULL, &AUDIT_VERIFY, NULL, "audit.verify",
      "Check the chain of the whole audit log"},

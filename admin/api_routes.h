@@ -13,4 +13,7 @@ extern const struct route LOG_ROUTES[];         /* api_logs.c: pulls, audit, eve
 extern const struct route EXPLAIN_ROUTES[];     /* explain.c */
 extern const struct route META_ROUTES[];        /* openapi.c */
 
+/* Whether the caller may give somebody the role: at most his own, and an operator only in the first vendor (api_vendors.c). */
+enum err rights_check(struct api *rq, enum role role) MUST_USE;
+
 #endif

@@ -7,6 +7,10 @@
 #include "pullgate/clock.h"
 #include "pullgate/credential.h"
 #include "pullgate/mem.h"
+#include "http.h"
+#include "roles.h"
+
+#define TOKEN_SCOPES_MAX 50
 
 /* ---- schemas ----------------------------------------------------------------------------------------------------------- */
 
@@ -39,7 +43,8 @@ static const struct schema VENDOR_UPDATE = {"VendorUpdate", VENDOR_CREATE_FIELDS
 static const struct field TOKEN_FIELDS[] = {
     {.name = "id", .type = FIELD_STRING},
     {.name = "name", .type = FIELD_STRING},
-    {.name = "role", .type = FIELD_STRING, .one_of = "owner|admin|viewer"},
+    {.name = "role", .type = FIELD_STRING, .one_of = ROLES_VENDOR},
+    {.name = "scopes", .type = FIELD_STRINGS, .about = "empty: all that the role may"},
     {.name = "prefix", .type = FIELD_STRING, .flags = FIELD_EMPTY},
     {.name = "is_bootstrap", .type = FIELD_BOOL, .about = "the one in admin.bootstrap_token_file"},
     {.name = "created_at", .type = FIELD_TIME},
@@ -54,7 +59,8 @@ static const struct schema TOKEN = {"Token", TOKEN_FIELDS};
 
 static const struct field TOKEN_CREATE_FIELDS[] = {
     {.name = "name", .type = FIELD_STRING, .flags = FIELD_REQUIRED},
-    {.name = "role", .type = FIELD_STRING, .flags = FIELD_REQUIRED, .one_of = "owner|admin|viewer", .about = "viewer may only read"},
+    {.name = "role", .type = FIELD_STRING, .flags = FIELD_REQUIRED, .one_of = ROLES_VENDOR, .about = "at most the role of who makes it"},
+    {.name = "scopes", .type = FIELD_STRINGS, .max = TOKEN_SCOPES_MAX, .about = "such as licenses:read, licenses:write, explain: narrow the role"},
     {.name = "expires_at", .type = FIELD_TIME},
     {.name = NULL},
 };
@@ -169,7 +175,20 @@ static enum err vendor_update(struct api *rq)
     return err;
 }
 
-static enum err token_insert(struct api *rq, const char *vendor_id, struct str name, struct str role, int64_t expires_at, char id[ID_MAX],
+enum err rights_check(struct api *rq, enum role role)
+{
+    bool is_first = false;
+    if (!role_allows(rq->role, role))
+        return api_fail(rq, ERR_DENIED, "rights_exceeded", "role", "role: more than your own, which is %s", role_text(rq->role));
+    if (role != ROLE_OPERATOR)
+        return ERR_OK;
+    enum err err = api_lookup(rq, "SELECT 1 FROM vendors WHERE id=? AND is_first=1", str_c(rq->vendor_id), NULL, &is_first);
+    if (!err && !is_first)
+        err = api_fail(rq, ERR_DENIED, "rights_exceeded", "role", "role: operators belong to the first vendor");
+    return err;
+}
+
+static enum err token_insert(struct api *rq, const char *vendor_id, const char *owner_id, struct str name, struct str role, struct str scopes, int64_t expires_at, char id[ID_MAX],
                              char secret[CREDENTIAL_TEXT_MAX])
 {
     char hash[CREDENTIAL_HASH_MAX];
@@ -177,9 +196,10 @@ static enum err token_insert(struct api *rq, const char *vendor_id, struct str n
     credential_new("pga_", secret);
     credential_hash(rq->admin->keys, str_c(secret), hash);
     return store_exec(rq->store, NULL, &rq->error,
-                      "INSERT INTO api_tokens (id, vendor_id, name, role, hash, prefix, created_at, expires_at) VALUES (?,?,?,?,?,?,?,?)",
-                      "zzsszsii", id, vendor_id, name, role, hash, str_sub(str_c(secret), 0, CREDENTIAL_SHOWN_PREFIX), rq->now_s,
-                      expires_at);
+                      "INSERT INTO api_tokens (id, vendor_id, name, role, scopes, user_id, hash, prefix, created_at, expires_at)"
+                      " VALUES (?,?,?,?,?,?,?,?,?,?)",
+                      "zzssszzsii", id, vendor_id, name, role, scopes, owner_id ? owner_id : "", hash,
+                      str_sub(str_c(secret), 0, CREDENTIAL_SHOWN_PREFIX), rq->now_s, expires_at);
 }
 
 /* A further vendor owns the names under its slug: nothing of another vendor may stand there already. */
@@ -199,19 +219,10 @@ static enum err vendor_check_namespace(struct api *rq, struct str slug)
 
 static enum err vendor_create(struct api *rq)
 {
-    int64_t rev;
-    bool is_first = false;
-    struct jv *own = NULL;
-    enum err err = vendor_load(rq, str_c(rq->vendor_id), &own, &rev, &is_first);
-    jv_free(own);
-    if (err)
-        return err;
-    if (!is_first)
-        return api_fail(rq, ERR_DENIED, "role_not_allowed", NULL, "only an owner of the first vendor makes further ones");
     struct str slug = jv_get_str(rq->in, "slug");
     if (!api_slug_valid(slug))
         return api_fail(rq, ERR_INVALID, "invalid_field", "slug", "slug: lower-case letters and digits, single . _ - between them");
-    err = vendor_check(rq);
+    enum err err = vendor_check(rq);
     if (!err)
         err = vendor_check_namespace(rq, slug);
     if (err)
@@ -227,7 +238,7 @@ static enum err vendor_create(struct api *rq)
         "zsssssii", id, slug, jv_get_str(rq->in, "name"), zone.p ? zone : S("UTC"), renew.p ? renew : S(""), support.p ? support : S(""),
         rq->now_s, rq->now_s);
     if (!err)
-        err = token_insert(rq, id, S("first owner"), S("owner"), 0, token_id, secret);
+        err = token_insert(rq, id, NULL, S("first owner"), S("owner"), S(""), 0, token_id, secret);
     if (!err)
         err = vendor_answer(rq, str_c(id));
     if (!err) {
@@ -241,7 +252,7 @@ static enum err vendor_create(struct api *rq)
 
 /* ---- tokens ------------------------------------------------------------------------------------------------------------ */
 
-#define TOKEN_COLUMNS "id, name, role, prefix, is_bootstrap, created_at, expires_at, revoked_at, last_used_at, last_used_from"
+#define TOKEN_COLUMNS "id, name, role, prefix, is_bootstrap, created_at, expires_at, revoked_at, last_used_at, last_used_from, scopes"
 
 static struct jv *token_print(const struct store_stmt *st)
 {
@@ -249,6 +260,11 @@ static struct jv *token_print(const struct store_stmt *st)
     jv_set_str(v, "id", store_col_str(st, 0));
     jv_set_str(v, "name", store_col_str(st, 1));
     jv_set_str(v, "role", store_col_str(st, 2));
+    struct jv *scopes = jv_array();
+    struct str rest = store_col_str(st, 10), one;
+    while (rest.n && str_next(&rest, ' ', &one))
+        jv_push(scopes, jv_string(one));
+    jv_set(v, "scopes", scopes);
     jv_set_str(v, "prefix", store_col_str(st, 3));
     jv_set_bool(v, "is_bootstrap", store_col_int(st, 4) != 0);
     jv_set_time(v, "created_at", store_col_int(st, 5));
@@ -298,16 +314,57 @@ static enum err token_list(struct api *rq)
     return err;
 }
 
+/* The scopes of the body, each known, separated by blanks. */
+static enum err token_scopes(struct api *rq, struct strbuf *ret)
+{
+    const struct jv *list = jv_get(rq->in, "scopes");
+    for (size_t i = 0; i < jv_len(list); i++) {
+        struct str one = jv_str(jv_at(list, i));
+        char field[API_FIELD_MAX];
+        api_field(field, "scopes[%zu]", i);
+        if (str_index(one, ' ') >= 0 || !scope_exists(one, ROUTE_TABLES))
+            return api_fail(rq, ERR_INVALID, "unknown_scope", field, "%s: no such scope; see x-scope in the OpenAPI document", field);
+        if (ret->n)
+            sb_add_char(ret, ' ');
+        sb_add(ret, one);
+    }
+    return ERR_OK;
+}
+
+/* Nobody hands out more than he has: role, scopes, time. */
+static enum err token_check_rights(struct api *rq, enum role role, struct str scopes, int64_t expires_at)
+{
+    enum err err = rights_check(rq, role);
+    if (err)
+        return err;
+    if (!scopes_within(scopes, str_c(rq->scopes)))
+        return api_fail(rq, ERR_DENIED, "rights_exceeded", "scopes", "scopes: more than your own, which are %s", rq->scopes);
+    if (rq->token_expires_s && (!expires_at || expires_at > rq->token_expires_s))
+        return api_fail(rq, ERR_DENIED, "rights_exceeded", "expires_at", "expires_at: later than that of your own token");
+    return ERR_OK;
+}
+
 static enum err token_create(struct api *rq)
 {
     int64_t expires_at = 0;
     char id[ID_MAX], secret[CREDENTIAL_TEXT_MAX];
+    struct strbuf scopes = {0};
+    struct str role = jv_get_str(rq->in, "role");
     enum err err = api_time_end(rq, rq->in, "expires_at", "expires_at", &expires_at);
     if (err)
         return err;
     if (expires_at && expires_at <= rq->now_s)
         return api_fail(rq, ERR_INVALID, "invalid_window", "expires_at", "expires_at: in the past");
-    err = token_insert(rq, rq->vendor_id, jv_get_str(rq->in, "name"), jv_get_str(rq->in, "role"), expires_at, id, secret);
+    err = token_scopes(rq, &scopes);
+    if (!err)
+        err = token_check_rights(rq, role_parse(role), sb_str(&scopes), expires_at);
+    if (err) {
+        sb_free(&scopes);
+        return err;
+    }
+    err = token_insert(rq, rq->vendor_id, rq->owner_id, jv_get_str(rq->in, "name"), role, scopes.n ? sb_str(&scopes) : S(""), expires_at, id,
+                       secret);
+    sb_free(&scopes);
     if (!err)
         err = token_load(rq, str_c(id), &rq->out);
     if (!err) {
@@ -329,6 +386,8 @@ static enum err token_delete(struct api *rq)
     enum err err = token_load(rq, rq->params[0], &rq->before);
     if (err)
         return err;
+    if (!role_allows(rq->role, role_parse(jv_get_str(rq->before, "role"))))
+        return api_fail(rq, ERR_DENIED, "rights_exceeded", NULL, "the token's role is above your own");
     if (jv_get_bool(rq->before, "is_bootstrap", false))
         return api_fail(rq, ERR_CONFLICT, "bootstrap_token", NULL,
                         "the bootstrap token is changed in its file, admin.bootstrap_token_file");
@@ -339,8 +398,8 @@ static enum err token_delete(struct api *rq)
 const struct route VENDOR_ROUTES[] = {
     {HEAD_GET, "/api/v1/vendors", vendor_list, ROLE_VIEWER, ROUTE_LIST, NULL, &VENDOR, NULL, "vendor.list",
      "The vendor of the token, as a list"},
-    {HEAD_POST, "/api/v1/vendors", vendor_create, ROLE_OWNER, 0, &VENDOR_CREATE, &VENDOR, NULL, "vendor.create",
-     "Make a further vendor and its first owner's token; for an owner of the first vendor"},
+    {HEAD_POST, "/api/v1/vendors", vendor_create, ROLE_OPERATOR, 0, &VENDOR_CREATE, &VENDOR, NULL, "vendor.create",
+     "Make a further vendor and its first owner's token"},
     {HEAD_GET, "/api/v1/vendors/{id}", vendor_get, ROLE_VIEWER, 0, NULL, &VENDOR, NULL, "vendor.get", "The vendor of the token"},
     {HEAD_PATCH, "/api/v1/vendors/{id}", vendor_update, ROLE_OWNER, 0, &VENDOR_UPDATE, &VENDOR, NULL, "vendor.update", "Change the vendor"},
     {HEAD_GET, "/api/v1/tokens", token_list, ROLE_OWNER, ROUTE_LIST, NULL, &TOKEN, NULL, "token.list", "Tokens of the admin API"},

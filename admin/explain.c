@@ -378,7 +378,7 @@ static const struct query_param EXPLAIN_PARAMS[] = {
 };
 
 const struct route EXPLAIN_ROUTES[] = {
-    {HEAD_GET, "/api/v1/explain", explain_get, ROLE_VIEWER, 0, NULL, &EXPLANATION, EXPLAIN_PARAMS, "explain",
+    {HEAD_GET, "/api/v1/explain", explain_get, ROLE_SUPPORT, 0, NULL, &EXPLANATION, EXPLAIN_PARAMS, "explain",
      "What the gate decides for a customer, a repository and a reference, and why"},
     {.path = NULL},
 };

@@ -7,7 +7,6 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "audit.h"
 #include "db.h"
 #include "events.h"
 #include "portal.h"
@@ -19,6 +18,7 @@
 #include "pullgate/mem.h"
 #include "pullgate/metrics.h"
 #include "pullgate/reload.h"
+#include "roles.h"
 #include "sync.h"
 
 #define EXCHANGE_MAGIC      0x9e3b11adu
@@ -281,7 +281,7 @@ static enum err token_authenticate(struct api *rq)
     struct store_stmt *st = NULL;
     bool row = false;
     enum err err = store_query(rq->store, &st, &rq->error,
-                               "SELECT t.id, t.vendor_id, t.role, t.hash, t.expires_at, t.revoked_at, t.last_used_at, v.time_zone"
+                               "SELECT t.id, t.vendor_id, t.role, t.hash, t.expires_at, t.revoked_at, t.last_used_at, v.time_zone, t.name, t.scopes"
                                " FROM api_tokens t JOIN vendors v ON v.id=t.vendor_id WHERE t.hash=?",
                                "z", hash);
     if (!err)
@@ -296,25 +296,45 @@ static enum err token_authenticate(struct api *rq)
                 (expires_at == 0 || rq->now_s < expires_at);
     int64_t last_used = 0;
     if (good) {
-        struct str role = store_col_str(st, 2);
         rq->token_id = str_dup(store_col_str(st, 0));
         rq->vendor_id = str_dup(store_col_str(st, 1));
         rq->zone = str_dup(store_col_str(st, 7));
-        rq->role = str_eq(role, S("owner"))    ? ROLE_OWNER
-                   : str_eq(role, S("admin"))  ? ROLE_ADMIN
-                   : str_eq(role, S("viewer")) ? ROLE_VIEWER
-                                               : ROLE_NONE;
+        rq->role = role_parse(store_col_str(st, 2));
+        rq->actor_name = str_dup(store_col_str(st, 8));
+        rq->scopes = str_dup(store_col_str(st, 9));
+        rq->token_expires_s = expires_at;
         struct strbuf actor = {0};
         sb_addf(&actor, "token:%s", rq->token_id);
         rq->actor = sb_take(&actor);
         last_used = store_col_int(st, 6);
     }
     store_done(&st);
-    if (!good || rq->role == ROLE_NONE)
+    if (!good || rq->role == ROLE_NONE || rq->role >= ROLE_CUSTOMER)
         return token_refuse(rq);
     if (rq->now_s - last_used >= LAST_USED_EVERY_S)
         last_use_note(rq);
     return ERR_OK;
+}
+
+/* An operator's request for another vendor than his own. What he does stands in that vendor's audit, under his name. */
+static enum err act_for_vendor(struct api *rq)
+{
+    struct strbuf id = {0};
+    bool found = false;
+    if (!rq->for_vendor)
+        return ERR_OK;
+    if (rq->role != ROLE_OPERATOR)
+        return api_fail(rq, ERR_DENIED, "role_not_allowed", "X-Pullgate-Vendor", "X-Pullgate-Vendor: only an operator acts for another vendor");
+    enum err err = api_lookup(rq, "SELECT id FROM vendors WHERE slug=?", str_c(rq->for_vendor), &id, &found);
+    if (!err && !found)
+        err = api_fail(rq, ERR_NOT_FOUND, "not_found", "X-Pullgate-Vendor", "X-Pullgate-Vendor: no such vendor");
+    if (!err) {
+        mem_free(rq->vendor_id);
+        MEM_FREE(rq->zone); /* api_zone() asks for the other one's */
+        rq->vendor_id = sb_take(&id);
+    }
+    sb_free(&id);
+    return err;
 }
 
 static enum err exchange_authenticate(struct exchange *ex)
@@ -323,11 +343,20 @@ static enum err exchange_authenticate(struct exchange *ex)
     if (rq->route && rq->route->role == ROLE_NONE)
         return ERR_OK;
     enum err err = ex->is_portal ? portal_authenticate(rq) : token_authenticate(rq);
-    if (!err && ex->is_portal)
+    if (!err && ex->is_portal && rq->role == ROLE_NONE)
         rq->role = ROLE_CUSTOMER;
+    if (!err && !ex->is_portal)
+        err = act_for_vendor(rq);
+    return err;
+}
+
+/* A sign-in that failed, with the request or by it (a route that signs in): an address that goes on is told to wait. */
+static enum err exchange_count_failure(struct exchange *ex, enum err err)
+{
+    struct api *rq = &ex->rq;
+    unsigned wait_s = 0;
     if (err != ERR_UNAUTHN)
         return err;
-    unsigned wait_s = 0;
     if (failures_count(&ex->http->failures, rq->peer_addr, rq->peer, rq->now_s, admin_config(rq->admin)->limits.auth_failures_per_minute, &wait_s)) {
         ex->is_beyond_limit = true;
         rq->retry_after_s = wait_s;
@@ -344,13 +373,13 @@ static enum err exchange_authorise(struct exchange *ex)
             return api_fail(rq, ERR_METHOD, "method_not_allowed", NULL, "%s cannot be done with this path", route_method_text(rq->method));
         return api_fail(rq, ERR_NOT_FOUND, "not_found", NULL, "no such path");
     }
-    enum role want = rq->route->role;
-    if (want == ROLE_NONE)
-        return ERR_OK;
-    /* Roles of the admin API are ordered; a customer's sign-in is none of them, and they are none of it. */
-    bool good = want == ROLE_CUSTOMER ? rq->role == ROLE_CUSTOMER : rq->role != ROLE_CUSTOMER && rq->role >= want;
-    if (!good)
-        return api_fail(rq, ERR_DENIED, "role_not_allowed", NULL, "this needs the role %s", want == ROLE_OWNER ? "owner" : "admin");
+    char scope[SCOPE_MAX] = "";
+    if (!role_allows(rq->role, rq->route->role))
+        return api_fail(rq, ERR_DENIED, "role_not_allowed", NULL, "this needs the role %s", role_text(rq->route->role));
+    if (rq->route->role != ROLE_NONE && rq->scopes && !scopes_allow(str_c(rq->scopes), rq->route)) {
+        (void)scope_of_route(rq->route, scope);
+        return api_fail(rq, ERR_DENIED, "scope_not_allowed", NULL, "this needs the scope %s", scope);
+    }
     return ERR_OK;
 }
 
@@ -554,26 +583,6 @@ static void exchange_answer(struct exchange *ex)
     }
 }
 
-static enum err exchange_audit(struct exchange *ex, const char *outcome)
-{
-    struct api *rq = &ex->rq;
-    bool is_ok = strcmp(outcome, "ok") == 0;
-    struct audit_record r = {
-        .vendor_id = rq->vendor_id,
-        .actor = rq->actor,
-        .address = rq->peer,
-        .request_id = rq->request_id,
-        .action = rq->route->action,
-        .object = rq->audit_object  ? rq->audit_object
-                  : rq->params[0].p ? rq->params[0].p
-                                    : "",
-        .outcome = outcome,
-        .before = is_ok ? rq->before : NULL,
-        .after = is_ok ? rq->after : NULL,
-    };
-    return audit_put(rq->store, rq->admin->keys, &r, &rq->error);
-}
-
 static enum err exchange_read(struct exchange *ex)
 {
     struct api *rq = &ex->rq;
@@ -608,7 +617,7 @@ static enum err exchange_write(struct exchange *ex)
         goto out;
     exchange_answer(ex);
     if (!(rq->route->flags & ROUTE_NO_AUDIT))
-        err = exchange_audit(ex, "ok");
+        err = api_audit(rq, rq->route->action, "ok");
     if (!err && is_keyed && ex->answer.n)
         err = idempotency_keep(ex, hash.p);
     if (!err)
@@ -629,12 +638,12 @@ static void exchange_audit_refusal(struct exchange *ex, enum err refused)
 {
     struct api *rq = &ex->rq;
     if (!rq->actor || !rq->vendor_id || !rq->route || rq->method == HEAD_GET || rq->route->flags & (ROUTE_NO_AUDIT | ROUTE_SLOW) ||
-        rq->role == ROLE_CUSTOMER || refused == ERR_UNAVAILABLE)
+        rq->role == ROLE_CUSTOMER || refused == ERR_UNAVAILABLE || refused == ERR_TOO_MANY)
         return;
     struct error kept = rq->error;
     enum err err = store_begin(rq->store, &rq->error);
     if (!err)
-        err = exchange_audit(ex, rq->code ? rq->code : problem_code(refused));
+        err = api_audit(rq, rq->route->action, rq->code ? rq->code : problem_code(refused));
     if (!err)
         err = store_commit(rq->store, &rq->error);
     if (err)
@@ -670,7 +679,7 @@ static enum err exchange_run(struct store *s, void *arg, struct error *reterr)
 {
     struct exchange *ex = exchange_of(arg);
     ex->rq.store = s;
-    ex->err = exchange_steps(ex);
+    ex->err = exchange_count_failure(ex, exchange_steps(ex));
     if (ex->err)
         exchange_audit_refusal(ex, ex->err);
     if (ex->err == ERR_UNAVAILABLE && reterr)
@@ -791,6 +800,7 @@ static struct exchange *exchange_new(struct http *h, struct edge_req *req)
     rq->if_match = head_dup(head, "if-match");
     rq->idempotency_key = head_dup(head, "idempotency-key");
     rq->content_type = head_dup(head, "content-type");
+    rq->for_vendor = head_dup(head, "x-pullgate-vendor");
     ex->has_encoding = head_get(head, "content-encoding", NULL).p != NULL;
     struct str body = edge_req_body(req);
     if (body.n) {

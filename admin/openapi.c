@@ -6,6 +6,7 @@
 #include "http.h"
 #include "portal.h"
 #include "pullgate/mem.h"
+#include "roles.h"
 
 static struct jv *type_of(const char *name, bool is_null)
 {
@@ -200,7 +201,7 @@ static struct jv *security(const struct route *r)
     struct jv *list = jv_array();
     if (r->role != ROLE_NONE) {
         struct jv *s = jv_object();
-        jv_set(s, r->role == ROLE_CUSTOMER ? "credential" : "token", jv_array());
+        jv_set(s, r->role >= ROLE_CUSTOMER ? "credential" : "token", jv_array());
         jv_push(list, s);
     }
     return list;
@@ -222,6 +223,11 @@ static struct jv *operation(const struct route *r)
     }
     jv_set(op, "responses", responses(r));
     jv_set(op, "security", security(r));
+    char scope[SCOPE_MAX];
+    if (r->role != ROLE_NONE)
+        jv_set_c(op, "x-role", role_text(r->role));
+    if (scope_of_route(r, scope))
+        jv_set_c(op, "x-scope", scope);
     return op;
 }
 

@@ -253,7 +253,27 @@ static const char MIGRATION_6[] =
 
 /* People, sessions, rights */
 static const char MIGRATION_7[] =
-    "SELECT 1;\n"; /* people, sessions, rights: tables follow */
+    /* The bootstrap token is the operator's; a person's token (user_id) dies with him and never reaches further than he does. */
+    "CREATE TABLE api_tokens_7 ("
+    " id TEXT PRIMARY KEY, vendor_id TEXT NOT NULL REFERENCES vendors(id), name TEXT NOT NULL,"
+    " role TEXT NOT NULL CHECK (role IN ('operator','owner','admin','license_manager','support','viewer')),"
+    " scopes TEXT NOT NULL DEFAULT ''," /* separated by blanks; '': all that the role may */
+    " user_id TEXT NOT NULL DEFAULT '',"
+    " hash TEXT NOT NULL UNIQUE, prefix TEXT NOT NULL, is_bootstrap INTEGER NOT NULL DEFAULT 0,"
+    " created_at INTEGER NOT NULL, expires_at INTEGER NOT NULL DEFAULT 0, revoked_at INTEGER NOT NULL DEFAULT 0,"
+    " last_used_at INTEGER NOT NULL DEFAULT 0, last_used_from TEXT NOT NULL DEFAULT '') WITHOUT ROWID;\n"
+    "INSERT INTO api_tokens_7 (id, vendor_id, name, role, hash, prefix, is_bootstrap, created_at, expires_at, revoked_at, last_used_at,"
+    " last_used_from) SELECT id, vendor_id, name, CASE WHEN is_bootstrap=1 THEN 'operator' ELSE role END, hash, prefix, is_bootstrap,"
+    " created_at, expires_at, revoked_at, last_used_at, last_used_from FROM api_tokens;\n"
+    "DROP TABLE api_tokens;\n"
+    "ALTER TABLE api_tokens_7 RENAME TO api_tokens;\n"
+    "CREATE INDEX api_tokens_vendor ON api_tokens(vendor_id, created_at, id);\n"
+    "CREATE INDEX api_tokens_user ON api_tokens(user_id) WHERE user_id<>'';\n"
+
+    "ALTER TABLE vendors ADD COLUMN grants_irrevocable INTEGER NOT NULL DEFAULT 0;\n" /* its licenses' grants can be added, never taken */
+    "ALTER TABLE vendors ADD COLUMN branding TEXT NOT NULL DEFAULT '{}';\n"           /* JSON object, for the portal */
+    "ALTER TABLE vendors ADD COLUMN suspended_at INTEGER NOT NULL DEFAULT 0;\n"
+    "ALTER TABLE vendors ADD COLUMN suspended_reason TEXT NOT NULL DEFAULT '';\n";
 
 /* Finding, import, transfers */
 static const char MIGRATION_8[] =

@@ -101,7 +101,7 @@ static enum err bootstrap_write(struct store *s, const struct admin *a, const ch
     if (!err)
         err = store_exec(s, NULL, reterr,
                          "INSERT INTO api_tokens (id, vendor_id, name, role, hash, prefix, is_bootstrap, created_at) VALUES "
-                         "(?,?,'bootstrap','owner',?,'',1,?)",
+                         "(?,?,'bootstrap','operator',?,'',1,?)",
                          "zszi", id, sb_str(&vendor), hash, clock_now_s());
     if (err == ERR_CONFLICT)
         err = error_set_field(reterr, ERR_INVALID, "admin.bootstrap_token_file",
