@@ -7,7 +7,7 @@
 #include "eventlog.h"
 #include "licenses.h"
 #include "outbox.h"
-#include "period.h"
+#include "pullgate/period.h"
 #include "pullgate/clock.h"
 #include "pullgate/credential.h"
 #include "pullgate/license.h"

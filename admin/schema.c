@@ -225,7 +225,11 @@ static const char MIGRATION_2[] =
     "ALTER TABLE licenses ADD COLUMN payment_failed_at INTEGER NOT NULL DEFAULT 0;\n" /* the first failure since the last payment */
     "ALTER TABLE licenses ADD COLUMN payment_retries INTEGER NOT NULL DEFAULT 0;\n"
     "ALTER TABLE licenses ADD COLUMN wake_at INTEGER NOT NULL DEFAULT 0;\n" /* when the clock next does something with it; 0 never */
+    "ALTER TABLE licenses ADD COLUMN change_at INTEGER NOT NULL DEFAULT 0;\n" /* the next scheduled change; 0 none */
     "CREATE INDEX licenses_wake ON licenses(wake_at) WHERE wake_at<>0;\n"
+    "ALTER TABLE license_history ADD COLUMN request_id TEXT NOT NULL DEFAULT '';\n"
+    "ALTER TABLE vendors ADD COLUMN grants_irrevocable INTEGER NOT NULL DEFAULT 0;\n" /* no grant of any of its licenses is ever taken */
+    "ALTER TABLE grants ADD COLUMN excluded TEXT NOT NULL DEFAULT '[]';\n" /* JSON array: versions taken out of what it selects */
 
     /* What happened, for those who follow: GET /events, webhooks, mail. In the order of the commits. */
     "CREATE TABLE events ("

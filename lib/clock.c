@@ -390,6 +390,27 @@ static bool zone_local_to_utc(const char *zone, int64_t local_s, int64_t *ret)
     return found;
 }
 
+enum err clock_wall(int64_t t_s, const char *zone, int64_t *ret_wall_s)
+{
+    size_t n = 0;
+    int64_t off = 0;
+
+    if (zone != NULL && zone[0] != '\0' && strcmp(zone, "UTC") != 0) {
+        unsigned char *z = zone_read(zone, &n);
+        bool good = z != NULL && zone_offset(z, n, t_s, &off);
+        mem_free(z);
+        if (!good)
+            return ERR_INVALID;
+    }
+    *ret_wall_s = t_s + off;
+    return ERR_OK;
+}
+
+enum err clock_of_wall(int64_t wall_s, const char *zone, int64_t *ret_s)
+{
+    return zone_local_to_utc(zone, wall_s, ret_s) ? ERR_OK : ERR_INVALID;
+}
+
 bool clock_zone_exists(const char *zone)
 {
     int64_t t;

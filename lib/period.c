@@ -1,6 +1,6 @@
-#include "period.h"
+#include "pullgate/period.h"
 
-#include <stdio.h>
+#include <stdbool.h>
 
 #include "pullgate/clock.h"
 
@@ -64,83 +64,66 @@ enum err period_parse(struct str s, struct period *ret, struct error *reterr)
 
 /* ---- the calendar ------------------------------------------------------------------------------------------------------ */
 
+#define DAY_S    INT64_C(86400)
+#define YEAR_MAX 9999
+
 struct civil {
-    int y, m, d;
+    int64_t y;
+    int m, d;
 };
 
-static int days_in_month(int y, int m)
+static int days_in_month(int64_t y, int m)
 {
     static const int days[] = {31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
     bool is_leap = (y % 4 == 0 && y % 100 != 0) || y % 400 == 0;
     return days[m - 1] + (m == 2 && is_leap);
 }
 
-static void civil_add_days(struct civil *c, int64_t days)
+/* Days since 1970-01-01. Years are counted from March on, so that the leap day is a year's last. */
+static int64_t civil_days(const struct civil *c)
 {
-    for (; days > 0; days--) /* at most PERIOD_DAYS_MAX */
-        if (++c->d > days_in_month(c->y, c->m)) {
-            c->d = 1;
-            if (++c->m > 12) {
-                c->m = 1;
-                c->y++;
-            }
-        }
+    int64_t y = c->m <= 2 ? c->y - 1 : c->y, month = (c->m + 9) % 12;
+    return y * 365 + y / 4 - y / 100 + y / 400 + (month * 306 + 5) / 10 + c->d - 1 - 719468;
 }
 
-static enum err civil_start(const struct civil *c, const char *zone, int64_t *ret)
+static struct civil civil_of_days(int64_t days)
 {
-    char text[40];
-    if (c->y > 9999)
-        return ERR_INVALID;
-    snprintf(text, sizeof text, "%04d-%02d-%02d", c->y, c->m, c->d);
-    return clock_parse_start(str_c(text), zone, ret, NULL);
+    struct civil c = {.y = 1970 + days / 366, .m = 1, .d = 1}; /* the year, or one before it */
+    while (civil_days(&(struct civil){c.y + 1, 1, 1}) <= days)
+        c.y++;
+    while (c.m < 12 && civil_days(&(struct civil){c.y, c.m + 1, 1}) <= days)
+        c.m++;
+    c.d += (int)(days - civil_days(&c));
+    return c;
 }
 
-/* The day of zone in which t lies, and the second in it: the day of UTC, the one before or the one after. */
-static enum err civil_of(int64_t t, const char *zone, struct civil *ret, int64_t *ret_second)
+enum err period_add_anchored(int64_t t_s, const struct period *p, const char *zone, int anchor, int64_t *ret_s, int *ret_anchor,
+                             struct error *reterr)
 {
-    for (int shift = 1; shift >= -1; shift--) {
-        char text[CLOCK_RFC3339_MAX];
-        struct civil c;
-        int64_t start;
-        clock_date(t + (int64_t)shift * 86400, text);
-        if (sscanf(text, "%d-%d-%d", &c.y, &c.m, &c.d) != 3)
-            return ERR_INVALID;
-        if (civil_start(&c, zone, &start) == ERR_OK && start <= t) {
-            *ret = c;
-            *ret_second = t - start;
-            return ERR_OK;
-        }
-    }
-    return ERR_INVALID;
+    int64_t wall, t;
+    if (t_s < 0 || clock_wall(t_s, zone, &wall) || wall < 0)
+        return error_set(reterr, ERR_INVALID, "the time is out of range");
+    struct civil c = civil_of_days(wall / DAY_S);
+    int meant = anchor && p->months ? anchor : c.d, left = 0;
+    int64_t months = c.y * 12 + (c.m - 1) + p->months;
+    c.y = months / 12;
+    c.m = (int)(months % 12) + 1;
+    c.d = meant;
+    if (c.y <= YEAR_MAX && c.d > days_in_month(c.y, c.m))
+        c.d = days_in_month(c.y, c.m);
+    if (c.d != meant && !p->days && !p->seconds)
+        left = meant;
+    if (c.y > YEAR_MAX || civil_days(&c) + p->days >= civil_days(&(struct civil){YEAR_MAX + 1, 1, 1}))
+        return error_set(reterr, ERR_INVALID, "beyond the year 9999");
+    if (clock_of_wall((civil_days(&c) + p->days) * DAY_S + wall % DAY_S, zone, &t))
+        return error_set(reterr, ERR_INVALID, "time zone %s is not known", zone);
+    *ret_s = t + p->seconds;
+    *ret_anchor = left;
+    return ERR_OK;
 }
 
 enum err period_add(int64_t t_s, const struct period *p, const char *zone, int64_t *ret_s, struct error *reterr)
 {
-    struct civil c, next;
-    int64_t second, start, end, t;
-    if (civil_of(t_s, zone, &c, &second))
-        return error_set(reterr, ERR_INVALID, "the time is out of range");
-    next = c;
-    civil_add_days(&next, 1);
-    /* The last second of a day: the next one belongs to another. */
-    bool is_end_of_day = civil_start(&next, zone, &end) == ERR_OK && t_s == end - 1;
-
-    int64_t months = (int64_t)c.y * 12 + (c.m - 1) + p->months;
-    c.y = (int)(months / 12);
-    c.m = (int)(months % 12) + 1;
-    if (c.d > days_in_month(c.y, c.m))
-        c.d = days_in_month(c.y, c.m);
-    civil_add_days(&c, p->days);
-    if (civil_start(&c, zone, &start))
-        return error_set(reterr, ERR_INVALID, "beyond the year 9999");
-    t = start + second;
-    if (is_end_of_day) {
-        civil_add_days(&c, 1);
-        if (civil_start(&c, zone, &end))
-            return error_set(reterr, ERR_INVALID, "beyond the year 9999");
-        t = end - 1;
-    }
-    *ret_s = t + p->seconds;
-    return ERR_OK;
+    int anchor;
+    return period_add_anchored(t_s, p, zone, 0, ret_s, &anchor, reterr);
 }
