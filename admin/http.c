@@ -14,6 +14,7 @@
 #include "pullgate/clock.h"
 #include "pullgate/clockwatch.h"
 #include "pullgate/credential.h"
+#include "pullgate/file.h"
 #include "pullgate/log.h"
 #include "pullgate/mem.h"
 #include "pullgate/metrics.h"
@@ -1097,25 +1098,6 @@ void http_configure(struct http *h, struct edge_tls *tls)
     }
 }
 
-/* Whole or not at all, so that who waits for the file never reads half of it. */
-static enum err http_write_ports(const char *path, struct str text, struct error *reterr)
-{
-    struct strbuf temp = {0};
-    sb_addf(&temp, "%s.tmp", path);
-    int fd = open(temp.p, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-    size_t done = 0;
-    for (ssize_t n; fd >= 0 && done < text.n && (n = write(fd, text.p + done, text.n - done)) > 0;)
-        done += (size_t)n; /* a short one is no fault */
-    bool good = fd >= 0 && done == text.n;
-    if (fd >= 0)
-        close(fd);
-    good = good && rename(temp.p, path) == 0;
-    enum err err =
-        good ? ERR_OK : error_set_field(reterr, ERR_UNAVAILABLE, "admin.port_file", "admin.port_file: %s: %s", path, strerror(errno));
-    sb_free(&temp);
-    return err;
-}
-
 enum err http_listen(struct http *h, struct http_sockets *sockets, struct error *reterr)
 {
     struct config *cfg = h->admin->cfg;
@@ -1126,8 +1108,9 @@ enum err http_listen(struct http *h, struct http_sockets *sockets, struct error 
         err = http_listen_on(h->api, h->tls, &sockets->api, "listen", &ports, reterr);
     if (!err)
         err = http_listen_on(h->metrics, NULL, &sockets->metrics, "metrics", &ports, reterr);
-    if (!err && cfg->admin.port_file && *cfg->admin.port_file)
-        err = http_write_ports(cfg->admin.port_file, sb_str(&ports), reterr);
+    const char *file = cfg->admin.port_file;
+    if (!err && file && *file && !file_write_whole(file, sb_str(&ports)))
+        err = error_set_field(reterr, ERR_UNAVAILABLE, "admin.port_file", "admin.port_file: %s: %s", file, strerror(errno));
     sb_free(&ports);
     return err;
 }

@@ -15,6 +15,7 @@
 #include "pullgate/cache.h"
 #include "pullgate/clock.h"
 #include "pullgate/config.h"
+#include "pullgate/file.h"
 #include "pullgate/jv.h"
 #include "pullgate/mem.h"
 #include "pullgate/projection.h"
@@ -217,7 +218,7 @@ static void keys_read(const char *directory, struct backup_key_files *ret)
             die(EXIT_FAILED, "%s holds more than %d keys, or one with a long name", directory, BACKUP_KEY_FILES_MAX);
         f->bytes = mem_alloc(BACKUP_KEY_FILE_BYTES);
         int fd = openat(dirfd(d), entry->d_name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-        ssize_t got = fd < 0 ? -1 : read(fd, f->bytes, BACKUP_KEY_FILE_BYTES);
+        ssize_t got = fd < 0 ? -1 : file_read_full(fd, f->bytes, BACKUP_KEY_FILE_BYTES);
         if (got < 0)
             die(EXIT_FAILED, "%s/%s: %s", directory, entry->d_name, strerror(errno));
         close(fd);
@@ -507,7 +508,7 @@ static void keys_write(const char *directory, const struct backup_key_files *fil
         char there[BACKUP_KEY_FILE_BYTES];
         int fd = openat(d, f->name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
         if (fd >= 0) {
-            ssize_t n = read(fd, there, sizeof there);
+            ssize_t n = file_read_full(fd, there, sizeof there);
             close(fd);
             if (n != (ssize_t)f->n || !str_eq_secret(there, f->bytes, f->n))
                 die(EXIT_FAILED, "%s/%s is there and is another key: move the directory away to restore the keys of the backup", directory, f->name);
@@ -515,7 +516,7 @@ static void keys_write(const char *directory, const struct backup_key_files *fil
             continue;
         }
         fd = openat(d, f->name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
-        if (fd < 0 || write(fd, f->bytes, f->n) != (ssize_t)f->n || fsync(fd) != 0 || (geteuid() == 0 && fchown(fd, st.st_uid, st.st_gid) != 0))
+        if (fd < 0 || !file_write_all(fd, (struct str){f->bytes, f->n}) || fsync(fd) != 0 || (geteuid() == 0 && fchown(fd, st.st_uid, st.st_gid) != 0))
             die(EXIT_FAILED, "%s/%s: %s", directory, f->name, strerror(errno));
         close(fd);
     }

@@ -10,6 +10,7 @@
 
 #include "pullgate/clock.h"
 #include "pullgate/fetch.h"
+#include "pullgate/file.h"
 #include "pullgate/jv.h"
 #include "pullgate/log.h"
 #include "pullgate/mem.h"
@@ -19,6 +20,8 @@
 
 static const struct fetch_limits cli_limits = {.connections = 2, .connect_ms = 5000, .first_byte_ms = 60000, .stall_ms = 60000,
                                                .head_bytes = 64 * 1024, .head_fields = 128};
+
+#define READ_FILE_MAX (64u << 20) /* bytes: tokens, certificates, bodies; more is a mistake */
 
 struct cli cli;
 
@@ -187,15 +190,9 @@ static char *resolve(const struct resource *r, const char *given)
 char *read_file(const char *path)
 {
     struct strbuf b = {0};
-    char chunk[4096];
     int fd = strcmp(path, "-") == 0 ? STDIN_FILENO : open(path, O_RDONLY | O_CLOEXEC);
-    ssize_t n;
 
-    if (fd < 0)
-        die(EXIT_USAGE, "%s: %s", path, strerror(errno));
-    while ((n = read(fd, chunk, sizeof chunk)) > 0)
-        sb_add(&b, (struct str){chunk, (size_t)n});
-    if (n < 0)
+    if (fd < 0 || !file_read_rest(fd, READ_FILE_MAX, &b))
         die(EXIT_USAGE, "%s: %s", path, strerror(errno));
     if (fd != STDIN_FILENO)
         close(fd);

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "pullgate/clock.h"
+#include "pullgate/file.h"
 #include "pullgate/mem.h"
 
 #define CHUNK_BYTES 65536
@@ -107,24 +108,11 @@ struct writer {
     bool failed;
 };
 
-static bool write_all(int fd, struct str s)
-{
-    while (s.n > 0) {
-        ssize_t n = write(fd, s.p, s.n);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
-            return false;
-        s = str_skip(s, (size_t)n);
-    }
-    return true;
-}
-
 static void writer_flush(struct writer *w, bool is_last)
 {
     sb_reset(&w->sealed);
     seal_chunk(w->key, w->number++, is_last, (struct str){(const char *)w->bound, 32}, sb_str(&w->plain), &w->sealed);
-    w->failed = w->failed || !write_all(w->fd, sb_str(&w->sealed));
+    w->failed = w->failed || !file_write_all(w->fd, sb_str(&w->sealed));
     mem_cleanse(w->plain.p, w->plain.n);
     sb_reset(&w->plain);
 }
@@ -190,7 +178,7 @@ enum err backup_write(const char *path, struct backup_head *h, const struct back
     if (w.fd < 0) {
         e = error_set(reterr, ERR_UNAVAILABLE, "backup: %s: %s", temporary.p, strerror(errno));
     } else {
-        w.failed = fchmod(w.fd, 0600) != 0 || !write_all(w.fd, sb_str(&head));
+        w.failed = fchmod(w.fd, 0600) != 0 || !file_write_all(w.fd, sb_str(&head));
         e = write_body(&w, h, store_fd, key_files, reterr);
         if (!e && (w.failed || fsync(w.fd) != 0))
             e = error_set(reterr, ERR_UNAVAILABLE, "backup: %s: %s", temporary.p, strerror(errno));
@@ -216,27 +204,11 @@ static enum err damaged(const char *path, const char *why, struct error *reterr)
     return error_set(reterr, ERR_INVALID, "%s: %s", path, why);
 }
 
-static ssize_t read_full(int fd, char *p, size_t n)
-{
-    size_t at = 0;
-    while (at < n) {
-        ssize_t got = read(fd, p + at, n - at);
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got < 0)
-            return -1;
-        if (got == 0)
-            break;
-        at += (size_t)got;
-    }
-    return (ssize_t)at;
-}
-
 /* The head's bytes; the descriptor stands behind it. */
 static enum err head_read(const char *path, int fd, struct strbuf *ret, struct backup_head *h, uint8_t salt[SALT_BYTES], struct error *reterr)
 {
     char buf[HEAD_BYTES_MAX];
-    ssize_t n = read_full(fd, buf, sizeof buf);
+    ssize_t n = file_read_full(fd, buf, sizeof buf);
     char *end = n > 0 ? memmem(buf, (size_t)n, "\n\n", 2) : NULL;
 
     if (n < 0)
@@ -305,7 +277,7 @@ static bool reader_take(struct reader *r, struct str plain)
 
     hasher_update(r->hash, store.p, store.n);
     r->left -= store.n;
-    if (r->store_fd >= 0 && !write_all(r->store_fd, store))
+    if (r->store_fd >= 0 && !file_write_all(r->store_fd, store))
         r->write_failed = true;
     sb_add(&r->tail, str_skip(plain, store.n));
     return r->tail.n <= BACKUP_KEY_FILES_MAX * (BACKUP_KEY_FILE_BYTES + 128);
@@ -320,7 +292,7 @@ static enum err body_read(const char *path, int fd, const uint8_t key[32], const
     enum err e = ERR_OK;
 
     for (uint64_t number = 0; !e && !is_last; number++) {
-        ssize_t n = read_full(fd, buf, full);
+        ssize_t n = file_read_full(fd, buf, full);
         char next;
         if (n < 0) {
             e = error_set(reterr, ERR_UNAVAILABLE, "%s: %s", path, strerror(errno));

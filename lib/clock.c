@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <sys/stat.h>
 
+#include "pullgate/file.h"
 #include "pullgate/mem.h"
 
 static _Thread_local struct {
@@ -211,7 +212,7 @@ static unsigned char *zone_read(const char *zone, size_t *ret_n)
     unsigned char *bytes = NULL;
     if (fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_size >= 44 && st.st_size <= (off_t)TZIF_MAX) {
         bytes = mem_alloc((size_t)st.st_size);
-        if (read(fd, bytes, (size_t)st.st_size) != st.st_size || memcmp(bytes, "TZif", 4) != 0)
+        if (file_read_full(fd, (char *)bytes, (size_t)st.st_size) != st.st_size || memcmp(bytes, "TZif", 4) != 0)
             MEM_FREE(bytes);
         else
             *ret_n = (size_t)st.st_size;

@@ -19,6 +19,7 @@
 #include <yaml.h>
 
 #include "pullgate/clock.h"
+#include "pullgate/file.h"
 #include "pullgate/log.h"
 #include "pullgate/mem.h"
 
@@ -522,27 +523,12 @@ static enum err read_file(const char *path, size_t max, struct strbuf *ret, stru
         close(fd);
         return error_set(reterr, ERR_INVALID, "%s: is a directory", path);
     }
-    for (;;) {
-        sb_reserve(ret, 4096);
-        ssize_t n = read(fd, ret->p + ret->n, 4096);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0) {
-            int code = errno;
-            close(fd);
-            return error_set(reterr, ERR_INVALID, "%s: %s", path, strerror(code));
-        }
-        if (n == 0)
-            break;
-        ret->n += (size_t)n;
-        if (ret->n > max) {
-            close(fd);
-            return error_set(reterr, ERR_INVALID, "%s: larger than %zu bytes", path, max);
-        }
-    }
-    ret->p[ret->n] = '\0';
+    bool good = file_read_rest(fd, max, ret);
+    int code = errno;
     close(fd);
-    return ERR_OK;
+    if (!good && code == EFBIG)
+        return error_set(reterr, ERR_INVALID, "%s: larger than %zu bytes", path, max);
+    return good ? ERR_OK : error_set(reterr, ERR_INVALID, "%s: %s", path, strerror(code));
 }
 
 static enum err set_from_file(struct config *c, const struct key *k, const char *path, struct origin from, struct error *reterr)

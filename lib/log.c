@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "pullgate/clock.h"
+#include "pullgate/file.h"
 #include "pullgate/str.h"
 
 #define LOG_LINE_MAX 2048 /* bytes; longer messages are cut */
@@ -47,9 +48,7 @@ static void log_write(enum log_level level, const char *fmt, va_list ap)
             level_names[level], log_program);
     sb_add_json(&line, str_c(text));
     sb_add(&line, S("}\n"));
-    size_t done = 0;
-    for (ssize_t n; done < line.n && (n = write(STDERR_FILENO, line.p + done, line.n - done)) > 0;)
-        done += (size_t)n; /* the rest of one that was taken in parts */
+    (void)!file_write_all(STDERR_FILENO, sb_str(&line)); /* there is nowhere to say that it failed */
     sb_free(&line);
 }
 

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "pullgate/clock.h"
+#include "pullgate/file.h"
 #include "pullgate/mem.h"
 #include "pullgate/sandbox.h"
 
@@ -253,26 +254,16 @@ void metrics_write(const struct metrics *m, struct strbuf *ret)
 
 /* ---- the process ---------------------------------------------------------------------------------------------------------- */
 
-static bool read_small(const char *path, char *ret, size_t size)
-{
-    FILE *f = fopen(path, "re");
-
-    if (f == NULL)
-        return false;
-    size_t n = fread(ret, 1, size - 1, f);
-    fclose(f);
-    ret[n] = '\0';
-    return n > 0;
-}
-
-uint64_t metrics_resident_bytes(void)
+bool metrics_memory(uint64_t *ret_space, uint64_t *ret_resident)
 {
     char text[256];
-    uint64_t size, resident;
+    uint64_t space, resident, page = (uint64_t)sysconf(_SC_PAGESIZE);
 
-    if (!read_small("/proc/self/statm", text, sizeof text) || sscanf(text, "%" SCNu64 " %" SCNu64, &size, &resident) != 2)
-        return 0;
-    return resident * (uint64_t)sysconf(_SC_PAGESIZE);
+    if (!file_read_small("/proc/self/statm", text, sizeof text) || sscanf(text, "%" SCNu64 " %" SCNu64, &space, &resident) != 2)
+        return false;
+    *ret_space = space * page;
+    *ret_resident = resident * page;
+    return true;
 }
 
 static uint64_t open_descriptors(void)
@@ -292,7 +283,9 @@ void metrics_write_process(struct strbuf *ret)
 {
     struct rusage usage = {0};
     struct rlimit files = {0};
+    uint64_t space, resident = 0;
 
+    (void)!metrics_memory(&space, &resident);
     getrusage(RUSAGE_SELF, &usage);
     getrlimit(RLIMIT_NOFILE, &files);
     uint64_t cpu_us = (uint64_t)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * 1000000 + (uint64_t)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec);
@@ -306,7 +299,7 @@ void metrics_write_process(struct strbuf *ret)
     } gauges[] = {
         {"process_open_fds", "Open file descriptors.", open_descriptors()},
         {"process_max_fds", "File descriptors that may be open.", files.rlim_cur},
-        {"process_resident_memory_bytes", "Resident memory.", metrics_resident_bytes()},
+        {"process_resident_memory_bytes", "Resident memory.", resident},
         {"process_start_time_seconds", "Start of the process, Unix time.", (uint64_t)started_s},
     };
     for (size_t i = 0; i < sizeof gauges / sizeof *gauges; i++) {

@@ -20,6 +20,7 @@
 #include <openssl/kdf.h>
 #include <openssl/params.h>
 
+#include "pullgate/file.h"
 #include "pullgate/log.h"
 #include "pullgate/mem.h"
 
@@ -260,7 +261,7 @@ static enum err key_read(int dir, const char *path, const char *name, uint8_t re
     else if (st.st_uid != geteuid() && st.st_uid != 0 && geteuid() != 0)
         err = error_set(reterr, ERR_UNAVAILABLE, "key file %s/%s belongs to uid %u, neither to uid %u nor to root", path, name,
                         (unsigned)st.st_uid, (unsigned)geteuid());
-    else if ((n = read(fd, text, sizeof text)) < 0)
+    else if ((n = file_read_full(fd, text, sizeof text)) < 0)
         err = error_set(reterr, ERR_UNAVAILABLE, "key file %s/%s: %s", path, name, strerror(errno));
     close(fd);
     if (!err) {
@@ -274,20 +275,6 @@ static enum err key_read(int dir, const char *path, const char *name, uint8_t re
     }
     mem_cleanse(text, sizeof text);
     return err;
-}
-
-static bool write_all(int fd, const char *p, size_t n)
-{
-    while (n) {
-        ssize_t w = write(fd, p, n);
-        if (w < 0 && errno == EINTR)
-            continue;
-        if (w <= 0)
-            return false;
-        p += w;
-        n -= (size_t)w;
-    }
-    return true;
 }
 
 /* Whole or not at all, and never over a key that is there: a temporary file, fsync, link to the name, fsync of the directory. */
@@ -304,7 +291,7 @@ static enum err key_write(int dir, const char *path, const char *name, const uin
     sb_reserve(&hex, 2 * KEY_LEN + 2);
     sb_add_hex(&hex, key, KEY_LEN);
     sb_add_char(&hex, '\n');
-    bool ok = fchmod(fd, 0600) == 0 && write_all(fd, hex.p, hex.n) && fsync(fd) == 0;
+    bool ok = fchmod(fd, 0600) == 0 && file_write_all(fd, sb_str(&hex)) && fsync(fd) == 0;
     ok = close(fd) == 0 && ok;
     ok = ok && linkat(dir, tmp, dir, name, 0) == 0;
     int e = errno;

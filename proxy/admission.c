@@ -5,19 +5,19 @@
  * which the allocator takes much for each thread. A level is left only well below where it was entered. */
 #include "admission.h"
 
-#include <fcntl.h>
 #include <inttypes.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
-#include <unistd.h>
 
 #include "pullgate/clock.h"
 #include "pullgate/config.h"
 #include "pullgate/edge.h"
+#include "pullgate/file.h"
 #include "pullgate/log.h"
 #include "pullgate/mem.h"
+#include "pullgate/metrics.h"
 
 #include "content.h"
 #include "worker.h"
@@ -46,33 +46,6 @@ struct admission {
     uint64_t refused[ADMISSION_REFUSED]; /* atomic */
 };
 
-static bool read_text(const char *path, char *ret, size_t n)
-{
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    ssize_t got;
-
-    if (fd < 0)
-        return false;
-    got = read(fd, ret, n - 1);
-    close(fd);
-    if (got < 0)
-        return false;
-    ret[got] = '\0';
-    return true;
-}
-
-static bool memory_now(uint64_t *ret_space, uint64_t *ret_resident)
-{
-    char text[128];
-    uint64_t space, resident, page = (uint64_t)sysconf(_SC_PAGESIZE);
-
-    if (!read_text("/proc/self/statm", text, sizeof text) || sscanf(text, "%" SCNu64 " %" SCNu64, &space, &resident) != 2)
-        return false;
-    *ret_space = space * page;
-    *ret_resident = resident * page;
-    return true;
-}
-
 /* ---- the bounds ---------------------------------------------------------------------------------------------------------- */
 
 static uint64_t number_in(const char *directory, const char *path, const char *file)
@@ -80,7 +53,7 @@ static uint64_t number_in(const char *directory, const char *path, const char *f
     char name[512], text[64];
     uint64_t v;
 
-    if (snprintf(name, sizeof name, "%s%s/%s", directory, path, file) >= (int)sizeof name || !read_text(name, text, sizeof text))
+    if (snprintf(name, sizeof name, "%s%s/%s", directory, path, file) >= (int)sizeof name || !file_read_small(name, text, sizeof text))
         return 0;
     return sscanf(text, "%" SCNu64, &v) == 1 && v < LIMIT_NONE_MIN ? v : 0; /* "max" is no number */
 }
@@ -109,7 +82,7 @@ static uint64_t cgroup_limit(void)
     char text[4096], path[256];
     uint64_t least = 0;
 
-    if (!read_text("/proc/self/cgroup", text, sizeof text))
+    if (!file_read_small("/proc/self/cgroup", text, sizeof text))
         return 0;
     struct str rest = str_c(text), line;
     while (str_next(&rest, '\n', &line)) {
@@ -195,7 +168,7 @@ static void on_look(void *ctx)
         a->promised_ms = clock_mono_ms();
         __atomic_store_n(&a->promised[1], __atomic_exchange_n(&a->promised[0], 0, __ATOMIC_RELAXED), __ATOMIC_RELAXED);
     }
-    if ((limit == 0 && a->space_limit == 0) || !memory_now(&space, &resident)) {
+    if ((limit == 0 && a->space_limit == 0) || !metrics_memory(&space, &resident)) {
         __atomic_store_n(&a->bound, 0, __ATOMIC_RELAXED);
         __atomic_store_n(&a->level, ADMIT_ALL, __ATOMIC_RELAXED);
         return;

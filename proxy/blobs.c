@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #include "pullgate/clock.h"
+#include "pullgate/file.h"
 #include "pullgate/log.h"
 #include "pullgate/loop.h"
 #include "pullgate/mem.h"
@@ -637,21 +638,6 @@ static enum fetch_next on_fill_head(void *ctx, const struct upstream_blob_head *
     return next;
 }
 
-static bool write_all(int fd, const char *p, size_t n, uint64_t offset)
-{
-    while (n > 0) {
-        ssize_t done = pwrite(fd, p, n, (off_t)offset);
-        if (done < 0 && errno == EINTR)
-            continue;
-        if (done <= 0)
-            return false;
-        p += done;
-        offset += (uint64_t)done;
-        n -= (size_t)done;
-    }
-    return true;
-}
-
 /* What was gathered goes to the file, and readers hear of it. Owner's thread. False: the transfer has failed. */
 static bool fill_flush(struct blob *o)
 {
@@ -663,7 +649,7 @@ static bool fill_flush(struct blob *o)
     if (n == 0)
         return true;
     /* written is only changed by this thread */
-    if (!write_all(o->fd, o->gathered, n, o->written)) {
+    if (!file_write_at(o->fd, (struct str){o->gathered, n}, o->written)) {
         snprintf(why, sizeof why, "cannot write the blob's file: %s", strerror(errno));
         log_limited(&log_unusable, 10000, LOG_LEVEL_ERROR, "blobs: %s", why);
         fill_fail(o, BLOB_UNUSABLE, ERR_UNAVAILABLE, why, 0);
@@ -1274,7 +1260,7 @@ static void job_commit(struct blobs *b, struct blob *o)
     names_unlink(b, names, n);
     if (room && o->storage == STORAGE_MEMORY) {
         int fd = temporary_open(b, number, &temporary);
-        ok = fd >= 0 && write_all(fd, o->bytes, (size_t)o->size, 0);
+        ok = fd >= 0 && file_write_at(fd, (struct str){o->bytes, (size_t)o->size}, 0);
         if (fd >= 0)
             close(fd);
     } else if (room) {

@@ -11,6 +11,7 @@
 #include "pullgate/clock.h"
 #include "pullgate/clockwatch.h"
 #include "pullgate/fetch.h"
+#include "pullgate/file.h"
 #include "pullgate/listeners.h"
 #include "pullgate/log.h"
 #include "pullgate/mem.h"
@@ -198,22 +199,6 @@ static void name_service(struct proxy *p, const char *bound)
     }
 }
 
-/* Whoever asked for the file waits for it: without it the start has failed. */
-static enum err write_port_file(const struct config *cfg, const char *text, struct error *reterr)
-{
-    char tmp[4096];
-
-    if (cfg->proxy.port_file[0] == '\0')
-        return ERR_OK;
-    snprintf(tmp, sizeof tmp, "%s.tmp", cfg->proxy.port_file);
-    FILE *f = fopen(tmp, "we");
-    bool good = f != NULL && fputs(text, f) >= 0;
-    good = f != NULL && fclose(f) == 0 && good;
-    if (!good || rename(tmp, cfg->proxy.port_file) != 0)
-        return error_set(reterr, ERR_UNAVAILABLE, "cannot write %s: %s", cfg->proxy.port_file, strerror(errno));
-    return ERR_OK;
-}
-
 /* What root may be needed for, then root is given up. */
 static enum err bind_all(struct program *g, struct error *error)
 {
@@ -276,13 +261,14 @@ static enum err serve(struct program *g, struct error *error)
         return e;
     if ((e = sandbox_enter(cfg->process.sandbox, error)) != ERR_OK)
         return e;
-    if ((e = write_port_file(cfg, addresses.p, error)) != ERR_OK)
-        return e;
+    if (cfg->proxy.port_file[0] != '\0' && !file_write_whole(cfg->proxy.port_file, sb_str(&addresses))) /* it is waited for: the start has failed */
+        return error_set(error, ERR_UNAVAILABLE, "cannot write %s: %s", cfg->proxy.port_file, strerror(errno));
     for (unsigned i = 0; i < p->n_workers; i++) /* last: whoever fails to start has served nobody, and ends with one thread */
         if ((e = worker_start(p->workers[i], error)) != ERR_OK)
             return e;
     for (size_t k = 0; k < g->sockets[0].n; k++)
-        log_info("listening on %s%s%s, %u workers", g->sockets[0].bound[k], g->sockets[0].is_given ? " (the service manager's)" : "", p->tls != NULL ? " (TLS)" : "", p->n_workers);
+        log_info("listening on %s%s%s, %u workers", g->sockets[0].bound[k], g->sockets[0].is_given ? " (the service manager's)" : "",
+                 p->tls != NULL ? " (TLS)" : "", p->n_workers);
     sb_free(&addresses);
     return ERR_OK;
 }

@@ -8,6 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "pullgate/err.h"
 #include "pullgate/str.h"
 
 enum metrics_type { METRICS_COUNTER, METRICS_GAUGE, METRICS_HISTOGRAM };
@@ -68,7 +69,7 @@ void metrics_write_line(struct strbuf *ret, const char *name, const char *label,
                         struct str label2_value, uint64_t value);
 /* process_*: descriptors, memory, CPU time, start, as every Prometheus client library names them. */
 void metrics_write_process(struct strbuf *ret);
-/* Resident memory of this process in bytes; 0 unknown. */
-uint64_t metrics_resident_bytes(void);
+/* Of this process, in bytes: address space, and what of it is resident. false: /proc does not say. */
+bool metrics_memory(uint64_t *ret_space, uint64_t *ret_resident) MUST_USE;
 
 #endif
