@@ -199,17 +199,21 @@ static bool node_address(struct str s, bool bare_v6, uint8_t ret[16])
 /* One entry more, from the right. */
 enum walk { WALK_ON, WALK_FOUND, WALK_STOP };
 
-static enum walk walk_entry(const struct front_trust *t, unsigned *n_seen, struct str node, bool bare_v6, uint8_t client[16])
+static enum walk walk_entry(const struct front_trust *t, unsigned *n_seen, struct str node, bool bare_v6, uint8_t ret_client[16])
 {
+    uint8_t client[16];
+
     if ((*n_seen)++ == FRONT_ENTRIES_MAX || !node_address(node, bare_v6, client))
         return WALK_STOP;
-    return front_trusts(t, client) ? WALK_ON : WALK_FOUND;
+    if (front_trusts(t, client))
+        return WALK_ON;
+    memcpy(ret_client, client, 16);
+    return WALK_FOUND;
 }
 
 bool front_forwarded_for(const struct head *h, const struct front_trust *t, uint8_t ret_client[16])
 {
     unsigned n_seen = 0;
-    uint8_t client[16];
 
     for (unsigned i = h->n_fields; i-- > 0;) {
         if (!str_eq_nocase(h->fields[i].name, S("X-Forwarded-For")))
@@ -220,13 +224,9 @@ bool front_forwarded_for(const struct head *h, const struct front_trust *t, uint
             more = comma >= 0;
             struct str entry = str_trim(more ? str_skip(rest, (size_t)comma + 1) : rest);
             rest = str_sub(rest, 0, more ? (size_t)comma : 0);
-            enum walk w = walk_entry(t, &n_seen, entry, true, client);
-            if (w == WALK_STOP)
-                return false;
-            if (w == WALK_FOUND) {
-                memcpy(ret_client, client, 16);
-                return true;
-            }
+            enum walk w = walk_entry(t, &n_seen, entry, true, ret_client);
+            if (w != WALK_ON)
+                return w == WALK_FOUND;
         }
     }
     return false;
@@ -308,7 +308,6 @@ bool front_forwarded(const struct head *h, const struct front_trust *t, uint8_t 
 {
     struct str ring[FRONT_ENTRIES_MAX];
     unsigned n_seen = 0;
-    uint8_t client[16];
 
     for (unsigned i = h->n_fields; i-- > 0;) {
         size_t n;
@@ -317,13 +316,9 @@ bool front_forwarded(const struct head *h, const struct front_trust *t, uint8_t 
         if (!forwarded_nodes(h->fields[i].value, ring, &n))
             return false;
         while (n-- > 0) { /* at FRONT_ENTRIES_MAX walk_entry() stops, before an overwritten place is read */
-            enum walk w = walk_entry(t, &n_seen, ring[n % FRONT_ENTRIES_MAX], false, client);
-            if (w == WALK_STOP)
-                return false;
-            if (w == WALK_FOUND) {
-                memcpy(ret_client, client, 16);
-                return true;
-            }
+            enum walk w = walk_entry(t, &n_seen, ring[n % FRONT_ENTRIES_MAX], false, ret_client);
+            if (w != WALK_ON)
+                return w == WALK_FOUND;
         }
     }
     return false;
