@@ -16,7 +16,6 @@
 #include "pullevent.h"
 
 #define HOLD_RETRY_MS 200 /* between tries of a step whose dependency could not tell */
-#define TURN_LOOK_MS 20   /* how late a turn may come that another worker has made free */
 #define RANGE_BYTES (256 * 1024) /* of a transfer of its own, beside what waits for the client: libcurl's buffer, twice while it is paused */
 #define CUSTOMER_PART 1   /* of the transfers that may be: as many as are free, so a half alone */
 #define UPSTREAM_PART 3   /* three quarters alone: one that is slow leaves room for the others */
@@ -399,7 +398,7 @@ bool exchange_wait_turn(struct exchange *ex)
 
     if (ex->turn_until_ms == 0)
         ex->turn_until_ms = now + ex->w->cfg->cache.hold_on_unknown_ms;
-    if (now + TURN_LOOK_MS >= ex->turn_until_ms)
+    if (now + TURNS_LOOK_MS >= ex->turn_until_ms)
         return false;
     uint64_t key = customer_mark(ex->customer);
     flight_give(ex);

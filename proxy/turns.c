@@ -3,8 +3,6 @@
 
 #include "pullgate/mem.h"
 
-#define LOOK_MS 20 /* what other workers gave back is seen by then */
-
 struct turns_queue {
     uint64_t key;
     struct turn *first, **last;
@@ -116,7 +114,7 @@ void turns_wait(struct turns *ts, uint64_t key, struct turn *t)
     }
     ts->waiting++;
     if (!ts->is_dealing && !timer_pending(ts->timer))
-        timer_set(ts->timer, LOOK_MS);
+        timer_set(ts->timer, TURNS_LOOK_MS);
 }
 
 void turns_leave(struct turns *ts, struct turn *t)
@@ -167,5 +165,5 @@ static void on_timer(void *ctx)
     }
     ts->is_dealing = false;
     if (ts->waiting > 0)
-        timer_set(ts->timer, LOOK_MS);
+        timer_set(ts->timer, TURNS_LOOK_MS);
 }

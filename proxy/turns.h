@@ -10,6 +10,8 @@
 
 #include "pullgate/loop.h"
 
+#define TURNS_LOOK_MS 20 /* how late a turn may come that another worker has made free */
+
 struct turns;
 struct turns_queue;
 
@@ -22,7 +24,7 @@ struct turn { /* zero before its first use; lies in what waits */
 typedef void turns_fn(struct turn *t);
 struct turns *turns_new(struct loop *l, turns_fn *fn);
 void turns_free(struct turns **t); /* nobody waits any more */
-/* fn(t) comes once, from the loop: soon after turns_wake(), or in some 20 ms (another worker may have made room). */
+/* fn(t) comes once, from the loop: soon after turns_wake(), or in TURNS_LOOK_MS (another worker may have made room). */
 void turns_wait(struct turns *ts, uint64_t key, struct turn *t);
 void turns_leave(struct turns *ts, struct turn *t); /* nothing where it does not wait */
 /* Something has come free. Cheap where nobody waits. */
