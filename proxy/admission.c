@@ -32,7 +32,6 @@
 enum { SMALL_FROM = 80, SMALL_UNTIL = 72, NONE_FROM = 95, NONE_UNTIL = 85 };
 
 struct admission {
-    struct loop *loop;
     struct proxy *proxy;
     struct timer *timer;
     uint64_t cgroup_limit, space_limit; /* 0: none */
@@ -197,7 +196,6 @@ struct admission *admission_new(struct loop *l, struct proxy *p)
     struct admission *a = NEW(struct admission);
     struct rlimit space = {0};
 
-    a->loop = l;
     a->proxy = p;
     a->cgroup_limit = cgroup_limit();
     if (getrlimit(RLIMIT_AS, &space) == 0 && space.rlim_cur != RLIM_INFINITY)

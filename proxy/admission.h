@@ -1,4 +1,4 @@
-/* What memory is left for: everything, everything but further blobs, or nothing that is new. Looked at ten times a second against
+/* What memory is left for: everything, everything but further blobs, or nothing that is new. Looked at twenty times a second against
  * limits.memory, else the memory the process may have by its cgroup or RLIMIT_AS; what is under way is never ended for it. */
 #ifndef PROXY_ADMISSION_H
 #define PROXY_ADMISSION_H
