@@ -375,7 +375,7 @@ static void on_retry(void *ctx)
 }
 
 /* Facts may have moved meanwhile: it will begin again from the head. */
-static void rewind_exchange(struct exchange *ex)
+static void exchange_rewind(struct exchange *ex)
 {
     fact_unref(&ex->customer);
     fact_unref(&ex->repository);
@@ -383,7 +383,6 @@ static void rewind_exchange(struct exchange *ex)
     if (ex->kept != NULL && oci_route_parse(ex->head->target, &ex->oci, NULL) != ERR_OK) /* the client may leave before the step that reads it anew */
         memset(&ex->oci, 0, sizeof ex->oci);
     ex->agent = (struct str){NULL, 0};
-    ex->detail = NULL; /* the relay's */
     MEM_FREE(ex->kept);
     ex->detail = NULL; /* lived in what has just ended */
     ex->license_id = (struct str){NULL, 0};
@@ -402,7 +401,7 @@ bool exchange_wait_turn(struct exchange *ex)
         return false;
     uint64_t key = customer_mark(ex->customer);
     flight_give(ex);
-    rewind_exchange(ex);
+    exchange_rewind(ex);
     turns_wait(ex->w->turns, key, &ex->turn);
     return true;
 }
@@ -423,7 +422,7 @@ enum next exchange_hold_or_fail(struct exchange *ex, enum err err, unsigned retr
                 detail != NULL ? detail : "");
     if (now + HOLD_RETRY_MS < ex->hold_until_ms) {
         flight_give(ex); /* another may be decided meanwhile */
-        rewind_exchange(ex);
+        exchange_rewind(ex);
         if (ex->retry == NULL)
             ex->retry = timer_new(ex->w->loop, on_retry, ex);
         timer_set(ex->retry, HOLD_RETRY_MS);
