@@ -17,7 +17,7 @@ import requests
 from endure import SEED, SLOW, Load, Plan, Process, main, req, say, size, slope
 
 from conftest import World
-from stack import make_ca, wait_for
+from stack import live_certificate, make_ca, wait_for
 from test_metrics import parse, total
 from test_reload import pair
 
@@ -40,8 +40,8 @@ def plan_of(w):
 class Files:
     """What the next reload finds."""
 
-    def __init__(self, w, ca, cert, key, rng):
-        self.w, self.rng, self.cert, self.key = w, rng, cert, key
+    def __init__(self, w, ca, live, rng):
+        self.w, self.rng, self.live = w, rng, live
         self.path = w.s.dir / "pullgate0.yaml"
         self.good = json.loads(self.path.read_text())
         d = ca["cert"].parent
@@ -54,16 +54,11 @@ class Files:
             doc.setdefault(section, {}).update(keys)
         self.path.write_text(json.dumps(doc))
 
-    def certificate(self, cert, key):
-        for of, to in ((cert, self.cert), (key, self.key)):
-            shutil.copy(of, str(to) + ".tmp")
-            os.rename(str(to) + ".tmp", to)
-
     def next(self):
         """What the reload has to be: ok or failed."""
         rng = self.rng
         kind = rng.choice(("limits", "limits", "cache", "log", "same", "certificate", "yaml", "unknown", "gone", "mismatch"))
-        self.certificate(*self.pairs[self.now])
+        self.live.put(*self.pairs[self.now])
         if kind == "limits":
             self.put({"limits": {"upstream_retries": rng.randrange(4), "manifest_size": f"{rng.randrange(2, 8)}MiB", "tags_page": rng.randrange(50, 1000),
                                  "drain": f"{rng.randrange(5, 60)}s", "inflight_per_customer": rng.randrange(500, 1000)}})
@@ -75,7 +70,7 @@ class Files:
             self.put({})
         elif kind == "certificate":
             self.now = (self.now + 1) % len(self.pairs)
-            self.certificate(*self.pairs[self.now])
+            self.live.put(*self.pairs[self.now])
             self.put({})
         elif kind == "yaml":
             self.path.write_text(rng.choice(("limits: [\n", "\t\n:", "proxy: {listen: [}\n", "\x00\x01", "- a\n- b\n")))
@@ -85,23 +80,21 @@ class Files:
             self.path.unlink(missing_ok=True)
         else:
             self.put({})
-            self.certificate(self.pairs[self.now][0], self.pairs[(self.now + 1) % len(self.pairs)][1])
+            self.live.put(self.pairs[self.now][0], self.pairs[(self.now + 1) % len(self.pairs)][1])
         return kind, "failed" if kind in ("yaml", "unknown", "gone", "mismatch") else "ok"
 
 
 def run(n=None):
-    n = n or size("reloads", 1000)
-    rng = random.Random(SEED)
     d = pathlib.Path(tempfile.mkdtemp(prefix="pullgate-reloads-"))
     ca = make_ca(d)
-    cert, key = d / "live.pem", d / "live.key"
-    shutil.copy(ca["cert"], cert)
-    shutil.copy(ca["key"], key)
-    bundle = os.environ.get("REQUESTS_CA_BUNDLE")
-    os.environ["REQUESTS_CA_BUNDLE"] = str(ca["ca"])
+    with live_certificate(**ca) as live:
+        return reloads_under_load(d, ca, live, n or size("reloads", 1000), random.Random(SEED))
+
+
+def reloads_under_load(d, ca, live, n, rng):
     w = load = None
     try:
-        w = World(proxy={"metrics_listen": ["127.0.0.1:0"], "tls": {"cert": str(cert), "key": str(key)}},
+        w = World(proxy={"metrics_listen": ["127.0.0.1:0"], "tls": live.tls},
                   limits={"connections_per_ip": 10000, "auth_failures_per_minute": 1000000})
         proxy = w.s.proxies[0]
         metrics = f"http://{(w.s.dir / 'proxy0.port').read_text().split()[1]}/metrics"
@@ -109,7 +102,7 @@ def run(n=None):
         scrape = lambda: parse(session.get(metrics, timeout=30).text)
         reloads = lambda m: {r: int(total(m, "pullgate_config_reloads_total", result=r)) for r in ("ok", "failed")}
         w.s.wait_status("/v2/shop/api/manifests/1.1.0", w.auth, 200)
-        files = Files(w, ca, cert, key, rng)
+        files = Files(w, ca, live, rng)
         process = Process("proxy", proxy.p.pid)
         load = Load(w.s.dir, plan_of(w), w.s.proxies, connections=24, rate=int(os.environ.get("PULLGATE_ENDURE_RATE", 600)), seed=SEED, report=1000)
         wait_for("the load to begin", lambda: load.reports, 20)
@@ -155,10 +148,6 @@ def run(n=None):
         if w:
             w.s.close()
         shutil.rmtree(d, ignore_errors=True)
-        if bundle is None:
-            os.environ.pop("REQUESTS_CA_BUNDLE", None)
-        else:
-            os.environ["REQUESTS_CA_BUNDLE"] = bundle
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 Everything started here is ended by close(), also when a test fails; nothing outlives the test process (PR_SET_PDEATHSIG).
 """
 import base64
+import contextlib
 import ctypes
 import json
 import os
@@ -425,3 +426,33 @@ def make_ca(directory):
         run("x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-out", "server.pem", "-days", "90",
             "-extfile", "ext")
     return {"ca": d / "ca.pem", "cert": d / "server.pem", "key": d / "server.key"}
+
+
+class LiveCertificate:
+    """The certificate and key that a daemon serves, as files that change under it. tls: the section of its configuration."""
+
+    def __init__(self, directory, cert, key):
+        self.cert, self.key = directory / "live.pem", directory / "live.key"
+        self.tls = {"cert": str(self.cert), "key": str(self.key)}
+        self.put(cert, key)
+
+    def put(self, cert, key=None):
+        """key None: the one that is there stays."""
+        for of, to in ((cert, self.cert), (key, self.key)):
+            if of:
+                shutil.copy(of, f"{to}.tmp")
+                os.rename(f"{to}.tmp", to)
+
+
+@contextlib.contextmanager
+def live_certificate(ca, cert, key):
+    """Meanwhile requests believes the CA: for what the worlds themselves ask."""
+    before = os.environ.get("REQUESTS_CA_BUNDLE")
+    os.environ["REQUESTS_CA_BUNDLE"] = str(ca)
+    try:
+        yield LiveCertificate(ca.parent, cert, key)
+    finally:
+        if before is None:
+            del os.environ["REQUESTS_CA_BUNDLE"]
+        else:
+            os.environ["REQUESTS_CA_BUNDLE"] = before

@@ -13,7 +13,6 @@ import pathlib
 import random
 import resource
 import select
-import shutil
 import signal
 import socket
 import sqlite3
@@ -32,7 +31,7 @@ from conftest import World
 from fault_arena import Arena, Load, ask, connect, cpu_ticks, fds, own, pump, request, rss_kib, wait_fds
 from faultsys import FaultSys
 from scripted_upstream import ScriptedUpstream
-from stack import BIN, SANITIZED, SLOW, Proc, Stack, basic, make_ca, wait_for
+from stack import BIN, SANITIZED, SLOW, Proc, Stack, basic, live_certificate, make_ca, wait_for
 from test_reload import pair, serial_of
 
 IDS = {r["id"] for r in adversarial_rows.GIVEN}
@@ -774,20 +773,9 @@ def sighup_with_a_bad_file(arena, row, expect):
 
 @contextlib.contextmanager
 def tls_arena(certs, name="good", **kw):
-    d = certs["ca"].parent
-    cert, key = d / "live.pem", d / "live.key"
-    shutil.copy(certs[name][0], cert)
-    shutil.copy(certs[name][1], key)
-    before = os.environ.get("REQUESTS_CA_BUNDLE")
-    os.environ["REQUESTS_CA_BUNDLE"] = str(certs["ca"])  # for what the world itself asks the proxy
-    try:
-        with own(proxy={"tls": {"cert": str(cert), "key": str(key)}}, **kw) as a:
-            a.live = (cert, key)
-            yield a
-    finally:
-        del os.environ["REQUESTS_CA_BUNDLE"]
-        if before:
-            os.environ["REQUESTS_CA_BUNDLE"] = before
+    with live_certificate(certs["ca"], *certs[name]) as live, own(proxy={"tls": live.tls}, **kw) as a:
+        a.live = live
+        yield a
 
 
 def serial_shown(arena, certs):
@@ -803,8 +791,7 @@ def certificate_rotates_under_load(certs, row, expect):
         load = Load(arena.s.base, arena.fill(q["path"]), arena.w.auth, q["load_rps"] / 2 / SLOW, verify=str(certs["ca"]))
         try:
             for name in ("other", "good", "other"):
-                for src, dst in zip(certs[name], arena.live):
-                    shutil.copy(src, dst)
+                arena.live.put(*certs[name])
                 arena.proxy.p.send_signal(signal.SIGHUP)
                 wait_for("new connections to be shown the new one", lambda: serial_shown(arena, certs) == serial_of(certs[name][0]))
                 time.sleep(0.5)
@@ -824,8 +811,7 @@ def own_certificate_expires(certs, row, expect):
             assert days - 1 < left / 86400 < days + 0.1, left
             assert (expect["log_contains"][0] in arena.log()) == (days < 30), arena.log()
             # rotated to one that has expired: in force, and said
-            for src, dst in zip(certs["past"], arena.live):
-                shutil.copy(src, dst)
+            arena.live.put(*certs["past"])
             mark = len(arena.log())
             arena.proxy.p.send_signal(signal.SIGHUP)
             wait_for("the complaint", lambda: "expired" in arena.log()[mark:])

@@ -1,7 +1,5 @@
 """SIGHUP: what is good is taken up at once and costs no request, what is bad leaves everything as it was and says why."""
 import json
-import os
-import shutil
 import signal
 import socket
 import ssl
@@ -14,7 +12,7 @@ import requests
 
 from admin_fixture import admin_stack
 from conftest import World
-from stack import SANITIZED, SLOW, basic, make_ca, wait_for
+from stack import SANITIZED, SLOW, basic, live_certificate, make_ca, wait_for
 from test_metrics import parse, total
 
 
@@ -28,32 +26,25 @@ def pair(directory, ca, name):
 
 @pytest.fixture(scope="module")
 def w(tmp_path_factory):
-    d = tmp_path_factory.mktemp("reload")
-    ca = make_ca(d)
-    cert, key = d / "live.pem", d / "live.key"
-    shutil.copy(ca["cert"], cert)
-    shutil.copy(ca["key"], key)
-    os.environ["REQUESTS_CA_BUNDLE"] = str(ca["ca"])  # for what the world itself asks the proxy
-    w = World(proxy={"metrics_listen": ["127.0.0.1:0"], "tls": {"cert": str(cert), "key": str(key)},
-                     "listen": ["127.0.0.1:0"]}, limits={"auth_failures_per_minute": 1000000})
-    w.ca, w.cert, w.key, w.tls_dir = ca, cert, key, ca["cert"].parent
-    lines = (w.s.dir / "proxy0.port").read_text().split()
-    w.metrics_base = f"http://{lines[1]}"
-    w.scrape = lambda: parse(requests.get(w.metrics_base + "/metrics", timeout=10).text)
-    w.proxy = w.s.proxies[0]
-    w.file = w.s.dir / "pullgate0.yaml"
-    w.good = w.file.read_text()
-    yield w
-    w.s.close()
-    del os.environ["REQUESTS_CA_BUNDLE"]
+    ca = make_ca(tmp_path_factory.mktemp("reload"))
+    with live_certificate(**ca) as live:
+        w = World(proxy={"metrics_listen": ["127.0.0.1:0"], "tls": live.tls, "listen": ["127.0.0.1:0"]}, limits={"auth_failures_per_minute": 1000000})
+        w.ca, w.live, w.tls_dir = ca, live, ca["cert"].parent
+        lines = (w.s.dir / "proxy0.port").read_text().split()
+        w.metrics_base = f"http://{lines[1]}"
+        w.scrape = lambda: parse(requests.get(w.metrics_base + "/metrics", timeout=10).text)
+        w.proxy = w.s.proxies[0]
+        w.file = w.s.dir / "pullgate0.yaml"
+        w.good = w.file.read_text()
+        yield w
+        w.s.close()
 
 
 @pytest.fixture(autouse=True)
 def good_again(w):
     yield
     w.file.write_text(w.good)
-    shutil.copy(w.ca["cert"], w.cert)
-    shutil.copy(w.ca["key"], w.key)
+    w.live.put(w.ca["cert"], w.ca["key"])
     reload(w)
 
 
@@ -217,24 +208,23 @@ def test_certificate_by_signal(w):
     keep = requests.Session()
     assert get(w, "/v2/", session=keep).status_code == 200
     first = serial_shown(w)
-    shutil.copy(other[0], w.cert)
-    shutil.copy(other[1], w.key)
+    w.live.put(*other)
     reload(w)
-    assert serial_shown(w) == serial_of(w.cert) != first
+    assert serial_shown(w) == serial_of(w.live.cert) != first
     for _ in range(8):  # every worker shows it
-        assert serial_shown(w) == serial_of(w.cert)
+        assert serial_shown(w) == serial_of(w.live.cert)
     assert get(w, "/v2/", session=keep).status_code == 200, "who was connected stays so"
 
 
 def test_key_of_another_certificate_is_refused_whole(w):
     other = pair(w.tls_dir, w.ca, "third")
     before = serial_shown(w)
-    shutil.copy(other[0], w.cert)  # the key does not follow
+    w.live.put(other[0])  # the key does not follow
     cfg = json.loads(w.good)
     cfg["limits"] = {"memory": "1MiB"}
     w.file.write_text(json.dumps(cfg))
     told = [m for level, m in messages(reload(w, "failed")) if level == "error"]
-    assert told and str(w.key) in told[-1], told
+    assert told and str(w.live.key) in told[-1], told
     assert serial_shown(w) == before
     time.sleep(1.2 * SLOW)  # the memory limit would have been looked at meanwhile
     assert get(w, "/v2/shop/api/manifests/1.0.0").status_code == 200, "the rest of that file was not taken up either"
@@ -243,11 +233,11 @@ def test_key_of_another_certificate_is_refused_whole(w):
 def test_certificate_is_seen_without_a_signal(w):
     other = pair(w.tls_dir, w.ca, "fourth")
     failed = counts(w)["failed"]
-    shutil.copy(other[0], w.cert)
+    w.live.put(other[0])
     wait_for("the half renewed pair to be refused", lambda: counts(w)["failed"] > failed, 25 / SLOW + 5)
     assert serial_shown(w) == serial_of(w.ca["cert"])
-    shutil.copy(other[1], w.key)
-    wait_for("the renewed pair", lambda: serial_shown(w) == serial_of(w.cert), 25 / SLOW + 5)
+    w.live.put(*other)
+    wait_for("the renewed pair", lambda: serial_shown(w) == serial_of(w.live.cert), 25 / SLOW + 5)
     assert counts(w)["failed"] == failed + 1, "one complaint for one state of the files"
     assert any("has changed and is in force" in m for _, m in messages(w.proxy.text()))
 
@@ -275,12 +265,7 @@ def test_access_log_is_reopened(tmp_path):
 
 def test_admin_reloads_under_load_and_keeps_what_is_good(tmp_path):
     ca = make_ca(tmp_path)
-    cert, key = tmp_path / "live.pem", tmp_path / "live.key"
-    shutil.copy(ca["cert"], cert)
-    shutil.copy(ca["key"], key)
-    bundle = os.environ.get("REQUESTS_CA_BUNDLE")
-    os.environ["REQUESTS_CA_BUNDLE"] = str(ca["ca"])
-    with admin_stack(admin={"metrics_listen": ["127.0.0.1:0"], "tls": {"cert": str(cert), "key": str(key)}}) as s:
+    with live_certificate(**ca) as live, admin_stack(admin={"metrics_listen": ["127.0.0.1:0"], "tls": live.tls}) as s:
         s.api.s.verify = str(ca["ca"])
         metrics = f"http://{(s.dir / 'admin.port').read_text().split()[1]}/metrics"
         scrape = lambda: parse(requests.get(metrics, timeout=10).text)
@@ -330,15 +315,10 @@ def test_admin_reloads_under_load_and_keeps_what_is_good(tmp_path):
         s.admin.p.send_signal(signal.SIGUSR1)
         assert s.api("GET", "/customers").status_code == 200, "the access log is opened anew, no more"
         other = pair(ca["cert"].parent, ca, "other")
-        shutil.copy(other[0], cert)
-        shutil.copy(other[1], key)
+        live.put(*other)
         hangup()
         ctx = ssl.create_default_context(cafile=str(ca["ca"]))
         host, port = s.admin_base.split("//")[1].rsplit(":", 1)
         with socket.create_connection((host, int(port)), timeout=10) as c, ctx.wrap_socket(c, server_hostname="localhost") as t:
-            assert t.getpeercert()["serialNumber"] == serial_of(cert)
+            assert t.getpeercert()["serialNumber"] == serial_of(live.cert)
         s.api.s.close()
-    if bundle:
-        os.environ["REQUESTS_CA_BUNDLE"] = bundle
-    else:
-        del os.environ["REQUESTS_CA_BUNDLE"]
