@@ -224,11 +224,27 @@ static enum err bind_all(struct program *g, struct error *error)
     return e;
 }
 
+/* Whoever asked for the file waits for it: without it the start has failed. */
+static enum err write_port_file(const struct program *g, struct error *reterr)
+{
+    const char *file = g->proxy.cfg->proxy.port_file;
+    struct strbuf text = {0};
+
+    if (file[0] == '\0')
+        return ERR_OK;
+    for (size_t k = 0; k < g->sockets[0].n; k++)
+        sb_addf(&text, "%s\n", g->sockets[0].bound[k]);
+    for (size_t k = 0; k < g->metrics_sockets.n; k++)
+        sb_addf(&text, "%s\n", g->metrics_sockets.bound[k]);
+    enum err e = file_write_whole(file, sb_str(&text)) ? ERR_OK : error_set(reterr, ERR_UNAVAILABLE, "cannot write %s: %s", file, strerror(errno));
+    sb_free(&text);
+    return e;
+}
+
 static enum err serve(struct program *g, struct error *error)
 {
     struct proxy *p = &g->proxy;
     const struct config *cfg = p->cfg;
-    struct strbuf addresses = {0};
     enum err e;
 
     p->workers = mem_calloc(p->n_workers, sizeof *p->workers);
@@ -250,10 +266,6 @@ static enum err serve(struct program *g, struct error *error)
         if ((e = worker_new(p, i, fds, n, &p->workers[i], error)) != ERR_OK)
             return e;
     }
-    for (size_t k = 0; k < g->sockets[0].n; k++)
-        sb_addf(&addresses, "%s\n", g->sockets[0].bound[k]);
-    for (size_t k = 0; k < g->metrics_sockets.n; k++)
-        sb_addf(&addresses, "%s\n", g->metrics_sockets.bound[k]);
     static const struct monitor_handlers monitoring = {.metrics = on_metrics, .not_ready = on_ready};
     struct monitor_handlers h = monitoring;
     h.ctx = g;
@@ -261,15 +273,14 @@ static enum err serve(struct program *g, struct error *error)
         return e;
     if ((e = sandbox_enter(cfg->process.sandbox, error)) != ERR_OK)
         return e;
-    if (cfg->proxy.port_file[0] != '\0' && !file_write_whole(cfg->proxy.port_file, sb_str(&addresses))) /* it is waited for: the start has failed */
-        return error_set(error, ERR_UNAVAILABLE, "cannot write %s: %s", cfg->proxy.port_file, strerror(errno));
+    if ((e = write_port_file(g, error)) != ERR_OK)
+        return e;
     for (unsigned i = 0; i < p->n_workers; i++) /* last: whoever fails to start has served nobody, and ends with one thread */
         if ((e = worker_start(p->workers[i], error)) != ERR_OK)
             return e;
     for (size_t k = 0; k < g->sockets[0].n; k++)
         log_info("listening on %s%s%s, %u workers", g->sockets[0].bound[k], g->sockets[0].is_given ? " (the service manager's)" : "",
                  p->tls != NULL ? " (TLS)" : "", p->n_workers);
-    sb_free(&addresses);
     return ERR_OK;
 }
 
