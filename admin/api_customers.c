@@ -24,6 +24,7 @@ static const struct field CUSTOMER_FIELDS[] = {
     {.name = "external_id", .type = FIELD_STRING, .flags = FIELD_EMPTY},
     {.name = "metadata", .type = FIELD_MAP},
     {.name = "disabled", .type = FIELD_BOOL, .about = "nothing can be pulled while it is"},
+    {.name = "requests_per_second", .type = FIELD_INT, .about = "its own bound at a proxy; 0: limits.requests_per_customer"},
     {.name = "created_at", .type = FIELD_TIME},
     {.name = "updated_at", .type = FIELD_TIME},
     {.name = "etag", .type = FIELD_STRING},
@@ -38,6 +39,7 @@ static const struct field CUSTOMER_CREATE_FIELDS[] = {
     {.name = "external_id", .type = FIELD_STRING, .flags = FIELD_EMPTY | FIELD_NULL},
     {.name = "metadata", .type = FIELD_MAP},
     {.name = "disabled", .type = FIELD_BOOL},
+    {.name = "requests_per_second", .type = FIELD_INT, .max = 1000000},
     {.name = NULL},
 };
 static const struct schema CUSTOMER_CREATE = {"CustomerCreate", CUSTOMER_CREATE_FIELDS};
@@ -82,7 +84,7 @@ static const struct schema CREDENTIAL_ROTATE = {"CredentialRotate", CREDENTIAL_R
 
 /* ---- customers ----------------------------------------------------------------------------------------------------------- */
 
-#define CUSTOMER_COLUMNS "id, slug, name, email, external_id, metadata, disabled, created_at, updated_at, rev"
+#define CUSTOMER_COLUMNS "id, slug, name, email, external_id, metadata, disabled, created_at, updated_at, rev, requests_per_second"
 
 static struct jv *customer_print(const struct store_stmt *st)
 {
@@ -94,6 +96,7 @@ static struct jv *customer_print(const struct store_stmt *st)
     jv_set_str(v, "external_id", store_col_str(st, 4));
     api_set_json(v, "metadata", store_col_str(st, 5));
     jv_set_bool(v, "disabled", store_col_int(st, 6) != 0);
+    jv_set_int(v, "requests_per_second", store_col_int(st, 10));
     jv_set_time(v, "created_at", store_col_int(st, 7));
     jv_set_time(v, "updated_at", store_col_int(st, 8));
     api_print_etag(v, store_col_int(st, 9));
@@ -220,11 +223,11 @@ static enum err customer_create(struct api *rq)
         jv_dump(jv_get(rq->in, "metadata"), &metadata);
     id_new("cus_", id);
     err = store_exec(rq->store, NULL, &rq->error,
-                     "INSERT INTO customers (id, vendor_id, slug, name, email, external_id, metadata, disabled, created_at, updated_at)"
-                     " VALUES (?,?,?,?,COALESCE(?,''),COALESCE(?,''),?,?,?,?)",
-                     "zzsssssbii", id, rq->vendor_id, sb_str(&slug), name.p ? name : sb_str(&slug), jv_get_str(rq->in, "email"),
+                     "INSERT INTO customers (id, vendor_id, slug, name, email, external_id, metadata, disabled, requests_per_second, created_at,"
+                     " updated_at) VALUES (?,?,?,?,COALESCE(?,''),COALESCE(?,''),?,?,?,?,?)",
+                     "zzsssssbiii", id, rq->vendor_id, sb_str(&slug), name.p ? name : sb_str(&slug), jv_get_str(rq->in, "email"),
                      jv_get_str(rq->in, "external_id"), metadata.n ? sb_str(&metadata) : S("{}"), jv_get_bool(rq->in, "disabled", false),
-                     rq->now_s, rq->now_s);
+                     jv_get_int(rq->in, "requests_per_second", 0), rq->now_s, rq->now_s);
     if (!err)
         err = outbox_put_kind(rq->store, 'c', str_c(id), true, &rq->error);
     if (!err)
@@ -255,9 +258,10 @@ static enum err customer_update(struct api *rq)
     bool disabled = jv_get_bool(rq->in, "disabled", jv_get_bool(rq->before, "disabled", true));
     err = store_exec(rq->store, NULL, &rq->error,
                      "UPDATE customers SET name=COALESCE(?,name), email=COALESCE(?,email), external_id=COALESCE(?,external_id),"
-                     " metadata=COALESCE(?,metadata), disabled=?, updated_at=?, rev=rev+1 WHERE id=?",
-                     "ssssbis", jv_get_str(rq->in, "name"), api_in_text(rq, "email"), api_in_text(rq, "external_id"),
-                     metadata.n ? sb_str(&metadata) : (struct str){NULL, 0}, disabled, rq->now_s, rq->params[0]);
+                     " metadata=COALESCE(?,metadata), disabled=?, requests_per_second=?, updated_at=?, rev=rev+1 WHERE id=?",
+                     "ssssbiis", jv_get_str(rq->in, "name"), api_in_text(rq, "email"), api_in_text(rq, "external_id"),
+                     metadata.n ? sb_str(&metadata) : (struct str){NULL, 0}, disabled,
+                     jv_get_int(rq->in, "requests_per_second", jv_get_int(rq->before, "requests_per_second", 0)), rq->now_s, rq->params[0]);
     if (!err)
         err = outbox_put_kind(rq->store, 'c', rq->params[0], true, &rq->error);
     if (!err)

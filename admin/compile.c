@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "pullgate/jv.h"
 #include "pullgate/mem.h"
 #include "pullgate/oci.h"
 #include "pullgate/store.h"
@@ -199,6 +200,45 @@ static enum err repositories_add(struct store *s, struct str application_id, str
     return e;
 }
 
+/* The installations that hold the places, oldest first, when all places are taken and further ones are to be denied. license: a row of
+ * licenses_add(). */
+static enum err instances_add(struct store *s, const struct store_stmt *license, struct strbuf *b, struct error *reterr)
+{
+    struct jv *limits = NULL;
+    struct store_stmt *st;
+    struct strbuf list = {0};
+    int64_t max = 0, n = 0;
+    bool row;
+    if (store_col_str(license, 15).n > 2 && jv_parse(store_col_str(license, 15), &JV_LIMITS_API, &limits, NULL) == ERR_OK) {
+        struct str own = jv_get_str(limits, "limit_action");
+        if (str_eq(own.n ? own : store_col_str(license, 16), S("deny")))
+            max = jv_get_int(limits, "max_instances", 0);
+        jv_free(limits);
+    }
+    if (max <= 0)
+        return ERR_OK;
+    enum err e = store_query(s, &st, reterr,
+                             "SELECT fingerprint FROM license_instances WHERE license_id=? AND kind='pull' AND revoked_at=0"
+                             " AND (?=0 OR last_seen_at>=?) ORDER BY first_seen_at, fingerprint LIMIT ?",
+                             "siii", store_col_str(license, 0), store_col_int(license, 18), store_col_int(license, 17), max);
+    if (e)
+        return e;
+    while (!(e = store_step(st, &row, reterr)) && row) {
+        if (n++)
+            sb_add_char(&list, ',');
+        sb_add_json(&list, store_col_str(st, 0));
+    }
+    store_done(&st);
+    if (!e && n == max) {
+        key_add(b, "instances");
+        sb_add_char(b, '[');
+        sb_add(b, sb_str(&list));
+        sb_add_char(b, ']');
+    }
+    sb_free(&list);
+    return e;
+}
+
 static enum err licenses_add(struct store *s, struct str customer_id, struct strbuf *b, struct error *reterr)
 {
     struct store_stmt *st;
@@ -206,7 +246,8 @@ static enum err licenses_add(struct store *s, struct str customer_id, struct str
     enum err e =
         store_query(s, &st, reterr,
                     "SELECT l.id, l.name, l.application_id, a.slug, l.status, l.status_reason, l.starts_at, l.expires_at, l.grace_days,"
-                    " l.updates_until, l.on_expiry, l.allowed_cidrs, l.upstream_credential_id, l.quota_exceeded"
+                    " l.updates_until, l.on_expiry, l.allowed_cidrs, l.upstream_credential_id, l.quota_exceeded, l.quota_until,"
+                    " l.limits, l.limit_action, l.usage_from, l.usage_until"
                     " FROM licenses l JOIN applications a ON a.id=l.application_id"
                     " WHERE l.customer_id=? AND l.archived_at=0 ORDER BY l.created_at, l.id",
                     "s", customer_id);
@@ -235,6 +276,11 @@ static enum err licenses_add(struct store *s, struct str customer_id, struct str
             break;
         str_add(b, "upstream_credential_id", store_col_str(st, 12));
         bool_add(b, "quota_exceeded", store_col_int(st, 13) != 0);
+        if (store_col_int(st, 14))
+            int_add(b, "quota_until", store_col_int(st, 14));
+        e = instances_add(s, st, b, reterr);
+        if (e)
+            break;
         e = grants_add(s, store_col_str(st, 0), b, reterr);
         if (e)
             break;
@@ -250,7 +296,7 @@ static enum err compile_customer(struct store *s, struct str id, struct strbuf *
     struct store_stmt *st;
     bool row;
     enum err e = store_query(s, &st, reterr,
-                             "SELECT u.id, u.slug, u.vendor_id, u.disabled, v.renew_url, v.support_contact"
+                             "SELECT u.id, u.slug, u.vendor_id, u.disabled, v.renew_url, v.support_contact, u.requests_per_second"
                              " FROM customers u JOIN vendors v ON v.id=u.vendor_id WHERE u.id=? AND u.archived_at=0",
                              "s", id);
     if (e)
@@ -264,6 +310,8 @@ static enum err compile_customer(struct store *s, struct str id, struct strbuf *
         bool_add(b, "disabled", store_col_int(st, 3) != 0);
         str_add(b, "renew_url", store_col_str(st, 4));
         str_add(b, "support_contact", store_col_str(st, 5));
+        if (store_col_int(st, 6) > 0)
+            int_add(b, "requests_per_second", store_col_int(st, 6));
         e = licenses_add(s, id, b, reterr);
         sb_add_char(b, '}');
         *ret_exists = true;

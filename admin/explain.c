@@ -317,7 +317,8 @@ static void explain_print(struct explain *x)
                                .candidates = x->candidates,
                                .n_candidates = x->n,
                                .now_s = x->at_s,
-                               .client_addr = x->has_addr ? x->addr : NULL};
+                               .client_addr = x->has_addr ? x->addr : NULL,
+                               .any_instance = true};
     struct decision d = {0};
     struct strbuf message = {0};
     decision_make(x->ent, &q, &d);

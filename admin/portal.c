@@ -214,6 +214,7 @@ static void tag_decide(const struct api *rq, const struct entitlement *ent, cons
                                .n_candidates = m ? 1 : 0,
                                .now_s = rq->now_s,
                                .client_addr = rq->peer_addr,
+                               .any_instance = true, /* a person looks, not an installation */
                                .license_id = str_c(rq->license_id)};
     struct decision d = {0};
     decision_make(ent, &q, &d);

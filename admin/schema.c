@@ -251,9 +251,24 @@ static const char MIGRATION_4[] =
 static const char MIGRATION_5[] =
     "SELECT 1;\n"; /* license files, leases, bundles: tables follow */
 
-/* Usage and limits */
+/* What is used of a license, by window; see usage.h. */
 static const char MIGRATION_6[] =
-    "SELECT 1;\n"; /* usage and limits: tables follow */
+    "ALTER TABLE licenses ADD COLUMN usage_from INTEGER NOT NULL DEFAULT 0;\n"  /* the present window; 0: nothing was counted yet */
+    "ALTER TABLE licenses ADD COLUMN usage_until INTEGER NOT NULL DEFAULT 0;\n" /* 0: it has no end */
+    "ALTER TABLE licenses ADD COLUMN usage_passed INTEGER NOT NULL DEFAULT 0;\n" /* bits: limits whose passing was told in this window */
+    "ALTER TABLE licenses ADD COLUMN quota_until INTEGER NOT NULL DEFAULT 0;\n"  /* when quota_exceeded is over; 0: not by the clock */
+    "ALTER TABLE customers ADD COLUMN requests_per_second INTEGER NOT NULL DEFAULT 0;\n" /* 0: limits.requests_per_customer */
+    "CREATE TABLE license_usage ("
+    " license_id TEXT NOT NULL, from_at INTEGER NOT NULL, until_at INTEGER NOT NULL,"
+    " pulls INTEGER NOT NULL DEFAULT 0, bytes INTEGER NOT NULL DEFAULT 0, denied INTEGER NOT NULL DEFAULT 0,"
+    " PRIMARY KEY (license_id, from_at)) WITHOUT ROWID;\n"
+    "CREATE TABLE usage_reports (id TEXT PRIMARY KEY, at INTEGER NOT NULL) WITHOUT ROWID;\n"
+    "CREATE INDEX usage_reports_age ON usage_reports(at);\n"
+    "CREATE TABLE IF NOT EXISTS license_instances ("
+    " license_id TEXT NOT NULL, fingerprint TEXT NOT NULL, kind TEXT NOT NULL, address TEXT NOT NULL DEFAULT '',"
+    " agent TEXT NOT NULL DEFAULT '', first_seen_at INTEGER NOT NULL, last_seen_at INTEGER NOT NULL, revoked_at INTEGER NOT NULL DEFAULT 0,"
+    " PRIMARY KEY (license_id, fingerprint)) WITHOUT ROWID;\n"
+    "CREATE INDEX license_instances_silent ON license_instances(last_seen_at) WHERE kind='pull' AND revoked_at=0;\n";
 
 /* People, sessions, rights */
 static const char MIGRATION_7[] =

@@ -69,7 +69,7 @@ static bool grant_selects(const struct entitlement *ent, const struct license *l
     one.n_grants = 1;
     struct candidate now = *c;
     now.until_s = 0;
-    struct decision_query q = {.repository = repository, .candidates = &now, .n_candidates = 1, .now_s = now_s};
+    struct decision_query q = {.repository = repository, .candidates = &now, .n_candidates = 1, .now_s = now_s, .any_instance = true};
     struct decision d = {0};
     decision_of_license(ent, &one, &q, &d);
     return d.verdict == VERDICT_ALLOW;

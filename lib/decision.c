@@ -181,6 +181,27 @@ static bool addr_allowed(const struct license *l, const uint8_t *addr)
     return false;
 }
 
+static bool quota_allows(const struct license *l, const struct decision_query *q)
+{
+    if (l->quota_until_s != 0 && q->now_s >= l->quota_until_s)
+        return true; /* a further window has begun */
+    if (l->quota_exceeded)
+        return false;
+    if (!l->instances_full || q->any_instance)
+        return true;
+    size_t lo = 0, hi = l->n_instances;
+    while (lo < hi) {
+        size_t mid = lo + (hi - lo) / 2;
+        if (l->instances[mid] == q->instance)
+            return q->instance != 0;
+        if (l->instances[mid] < q->instance)
+            lo = mid + 1;
+        else
+            hi = mid;
+    }
+    return false;
+}
+
 /* The best that its grants give; sets grant and candidate when GRANTED. */
 static enum reason license_grants_reason(const struct license *l, bool kept, const struct decision_query *q, struct decision *d)
 {
@@ -243,7 +264,7 @@ static enum reason license_reason(const struct license *l, const struct decision
     if (r == REASON_GRANTED) {
         if (!addr_allowed(l, q->client_addr))
             return REASON_IP_NOT_ALLOWED;
-        return l->quota_exceeded ? REASON_QUOTA_EXCEEDED : REASON_GRANTED;
+        return quota_allows(l, q) ? REASON_GRANTED : REASON_QUOTA_EXCEEDED;
     }
     if (q->is_digest && (r == REASON_VERSION_NOT_GRANTED || r == REASON_MAINTENANCE_ENDED || r == REASON_GRANT_WINDOW))
         return REASON_NOT_IN_CLOSURE;
@@ -254,6 +275,7 @@ static void license_decide(const struct license *l, const struct decision_query 
 {
     struct decision d = {.license = l, .valid_until_s = license_next_change(&l->terms, q->now_s)};
 
+    bound(&d.valid_until_s, l->quota_until_s, q->now_s);
     d.reason = license_reason(l, q, &d);
     d.verdict = d.reason == REASON_GRANTED ? VERDICT_ALLOW : VERDICT_DENY;
     if (d.verdict != VERDICT_ALLOW) {
@@ -514,7 +536,15 @@ static void message_of_license(struct strbuf *b, const struct entitlement *ent, 
         add_contact(b, ent);
         break;
     case REASON_QUOTA_EXCEEDED:
-        sb_addc(b, " has used up its quota.");
+        if (l->quota_exceeded)
+            sb_addc(b, " has used up its quota");
+        else
+            sb_addf(b, " is in use by all %zu installations it allows", l->n_instances);
+        if (l->quota_until_s > q->now_s) {
+            sb_addc(b, " until ");
+            add_moment(b, l->quota_until_s, q->now_s);
+        }
+        sb_add_char(b, '.');
         add_contact(b, ent);
         break;
     case REASON_MAINTENANCE_ENDED:

@@ -4,10 +4,12 @@
 #include "pullgate/license.h"
 
 #include <arpa/inet.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "pullgate/jv.h"
 #include "pullgate/mem.h"
+#include "pullgate/seal.h"
 
 /* ---- state ---------------------------------------------------------------------------------- */
 
@@ -282,6 +284,38 @@ bool cidr_contains(const struct cidr *c, const uint8_t addr[16])
     return rest == 0 || ((c->addr[whole] ^ addr[whole]) & (uint8_t)(0xff00u >> rest)) == 0;
 }
 
+/* ---- installations -------------------------------------------------------------------------- */
+
+uint64_t license_instance(struct str credential_id, const uint8_t addr[16])
+{
+    static const uint8_t v4_mapped[V4_PREFIX_BITS / 8] = {[10] = 0xff, [11] = 0xff};
+    uint8_t where[16], sum[32];
+    struct strbuf text = {0};
+    uint64_t instance = 0;
+
+    memcpy(where, addr, sizeof where);
+    if (memcmp(where, v4_mapped, sizeof v4_mapped) != 0)
+        memset(where + 8, 0, 8); /* an IPv6 host changes its lower half at will */
+    sb_add(&text, credential_id);
+    sb_add_char(&text, '|');
+    sb_add(&text, (struct str){(const char *)where, sizeof where});
+    seal_sha256(sb_str(&text), sum);
+    sb_free(&text);
+    for (size_t i = 0; i < sizeof instance; i++)
+        instance = instance << 8 | sum[i];
+    return instance ? instance : 1;
+}
+
+const char *license_instance_text(uint64_t instance, char ret[LICENSE_INSTANCE_TEXT_MAX])
+{
+    static const char digits[] = "0123456789abcdef";
+
+    for (size_t i = 0; i < LICENSE_INSTANCE_TEXT_MAX - 1; i++)
+        ret[i] = digits[instance >> (60 - 4 * i) & 15];
+    ret[LICENSE_INSTANCE_TEXT_MAX - 1] = '\0';
+    return ret;
+}
+
 /* ---- the entitlement ------------------------------------------------------------------------ */
 
 /* Its strings and arrays live in blocks that are freed together; only the ranges are objects of their own. */
@@ -361,6 +395,12 @@ static const struct jv *form_take(struct form *f, const char *key, enum jv_type 
     return NULL;
 }
 
+/* A member that older writers leave out: NULL, and no fault, when it is absent. */
+static const struct jv *form_take_if(struct form *f, const char *key, enum jv_type type)
+{
+    return jv_get(f->object, key) ? form_take(f, key, type) : NULL;
+}
+
 static void form_wrong(struct form *f, const char *key, const char *why)
 {
     if (!f->bad)
@@ -436,6 +476,37 @@ static void form_cidrs(struct form *f, const char *key, struct cidr **ret, size_
     *ret_n = n;
 }
 
+static int compare_instances(const void *a, const void *b)
+{
+    const uint64_t *x = a, *y = b;
+    return *x < *y ? -1 : *x > *y;
+}
+
+/* Absent: there is room for further ones. */
+static void form_instances(struct form *f, const char *key, struct license *ret)
+{
+    const struct jv *a = form_take_if(f, key, JV_ARRAY);
+    size_t n = jv_len(a);
+
+    if (!a)
+        return;
+    ret->instances_full = true;
+    ret->instances = owned_array(f->o, n, sizeof *ret->instances);
+    for (size_t i = 0; i < n; i++) {
+        uint8_t bytes[8];
+        uint64_t instance = 0;
+        if (!hex_decode(jv_str(jv_at(a, i)), bytes, sizeof bytes))
+            form_wrong(f, key, "not a list of installations");
+        else
+            for (size_t k = 0; k < sizeof bytes; k++)
+                instance = instance << 8 | bytes[k];
+        ret->instances[i] = instance;
+    }
+    ret->n_instances = n;
+    if (n)
+        qsort(ret->instances, n, sizeof *ret->instances, compare_instances);
+}
+
 static bool pin_read(struct owned *o, const struct jv *v, struct grant_pin *ret, struct error *reterr)
 {
     struct form f;
@@ -507,6 +578,9 @@ static bool license_read(struct owned *o, const struct jv *v, struct license *re
     form_strs(&f, "repositories", &ret->repositories, &ret->n_repositories);
     form_str(&f, "upstream_credential_id", &ret->upstream_credential_id);
     form_bool(&f, "quota_exceeded", &ret->quota_exceeded);
+    if (jv_get(v, "quota_until"))
+        form_count(&f, "quota_until", &ret->quota_until_s);
+    form_instances(&f, "instances", ret);
 
     const struct jv *grants = form_take(&f, "grants", JV_ARRAY);
     ret->grants = owned_array(o, jv_len(grants), sizeof *ret->grants);
@@ -532,6 +606,8 @@ enum err entitlement_parse(const struct jv *doc, struct entitlement **ret, struc
     form_bool(&f, "disabled", &e->customer_disabled);
     form_str(&f, "renew_url", &e->renew_url);
     form_str(&f, "support_contact", &e->support_contact);
+    if (jv_get(doc, "requests_per_second"))
+        form_count(&f, "requests_per_second", &e->requests_per_second);
 
     const struct jv *licenses = form_take(&f, "licenses", JV_ARRAY);
     e->licenses = owned_array(o, jv_len(licenses), sizeof *e->licenses);

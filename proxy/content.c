@@ -102,6 +102,7 @@ static struct asker asker_of(const struct content_op *op)
     return (struct asker){.customer = op->ask.customer,
                           .license_id = str_c(op->ask.credential ? op->ask.credential->license_id : NULL),
                           .addr = op->ask.client_addr,
+                          .instance = asker_instance(op->ask.customer, op->ask.credential ? op->ask.credential->id : NULL, op->ask.client_addr),
                           .repository = op->ask.request->repository,
                           .now_s = clock_now_s()};
 }
@@ -136,6 +137,7 @@ static enum step answer_deny(const struct content_op *op, const struct asker *wh
                                .is_digest = op->ask.request->is_digest,
                                .now_s = who->now_s,
                                .client_addr = who->addr,
+                               .instance = who->instance,
                                .license_id = who->license_id};
     a->decision = *d;
     decision_message(who->customer->entitlement, d, &q, op->ask.request->reference, &a->message);

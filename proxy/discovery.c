@@ -104,6 +104,7 @@ static bool denied_whole(struct exchange *ex)
         .repository = ex->oci.repository,
         .now_s = clock_now_s(),
         .client_addr = edge_req_peer_addr(ex->req),
+        .any_instance = true,
         .license_id = str_c(ex->credential->credential->license_id),
     };
     const struct entitlement *ent = ex->customer->entitlement;

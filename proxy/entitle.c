@@ -72,7 +72,7 @@ static enum next customer_known(struct exchange *ex, struct fact *fact, bool deg
         return respond_oci_error(ex, 403, "DENIED", S("this customer account is disabled, contact the vendor"), END_DENIED, NULL);
     }
     if (!ex->in_flight) {
-        if (!guard_customer_begin(w->proxy->guard, id, &retry_after_s))
+        if (!guard_customer_begin(w->proxy->guard, id, (uint64_t)fact->entitlement->requests_per_second, &retry_after_s))
             return too_many(ex, retry_after_s);
         ex->in_flight = true;
     }

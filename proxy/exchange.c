@@ -591,6 +591,8 @@ void exchange_end(struct exchange *ex, enum end cause)
         .detail = ex->detail,
     };
     emit_pull(ex, cause, agent);
+    if (ex->status == 200 || ex->status == 206)
+        pullevent_bytes(w->events, ex->license_id, ex->bytes);
     if (c != NULL)
         pullevent_used(w->events, str_c(c->id), str_c(ex->peer));
     accesslog_write(w->access, &line);

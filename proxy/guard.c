@@ -332,10 +332,10 @@ static struct customer *customer_get(struct shard *s, uint64_t h, struct str id,
     return c;
 }
 
-bool guard_customer_begin(struct guard *g, struct str customer_id, unsigned *ret_retry_after_s)
+bool guard_customer_begin(struct guard *g, struct str customer_id, uint64_t own_per_second, unsigned *ret_retry_after_s)
 {
     uint64_t inflight = atomic_load_explicit(&g->inflight, memory_order_relaxed);
-    uint64_t per_second = atomic_load_explicit(&g->per_second, memory_order_relaxed);
+    uint64_t per_second = own_per_second ? own_per_second : atomic_load_explicit(&g->per_second, memory_order_relaxed);
     uint64_t h = str_hash(customer_id), wait_ms = 1000;
     struct shard *s = &g->shards[h % SHARDS];
     struct customer *c;

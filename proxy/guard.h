@@ -23,10 +23,10 @@ void guard_configure(struct guard *g, const struct config *cfg);
  * ret_retry_after_s  at least 1 */
 bool guard_auth_failed(struct guard *g, const uint8_t addr[16], struct str authorization, unsigned *ret_retry_after_s);
 
-/* One more exchange of this customer: false when limits.requests_per_customer of this second are spent (try again after
+/* One more exchange of this customer: false when its requests of this second (own_per_second, or with 0 limits.requests_per_customer) are spent (try again after
  * *ret_retry_after_s, at least 1), or when limits.inflight_per_customer are being decided (*ret_retry_after_s is 0: a moment's wait is
  * likely enough). Each true is given back with guard_customer_done(). */
-bool guard_customer_begin(struct guard *g, struct str customer_id, unsigned *ret_retry_after_s);
+bool guard_customer_begin(struct guard *g, struct str customer_id, uint64_t own_per_second, unsigned *ret_retry_after_s);
 void guard_customer_done(struct guard *g, struct str customer_id);
 
 /* Shares of what is scarce for the whole process. A party may hold `part` times as much as is left of max: with 1 a customer alone gets at

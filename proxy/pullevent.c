@@ -7,6 +7,7 @@
 
 #include "pullgate/cache.h"
 #include "pullgate/clock.h"
+#include "pullgate/credential.h"
 #include "pullgate/log.h"
 #include "pullgate/mem.h"
 #include "pullgate/projection.h"
@@ -23,6 +24,9 @@ static const uint64_t RETRY_MS = 200;    /* after a batch was not taken */
 static const uint64_t USED_EVERY_MS = 60000;
 static const size_t AGENT_MAX = 200;     /* bytes of a User-Agent */
 #define LINE_MAX_BYTES 4096              /* every field is bounded by its grammar; this is above their sum, escapes counted */
+static const uint64_t BYTES_EVERY_MS = 2000;
+#define LICENSE_ID_MAX ID_MAX
+#define BYTES_SLOTS 256u                 /* licenses summed at once; two that share a slot are told more often */
 #define USED_SLOTS 8192u                 /* credentials remembered; two that share a slot are told more often */
 #define STREAM_MAXLEN "1000000"
 
@@ -39,6 +43,11 @@ struct used_slot {
     uint64_t told_ms;
 };
 
+struct bytes_slot { /* of one license */
+    char license_id[LICENSE_ID_MAX];
+    uint64_t bytes; /* 0: free */
+};
+
 struct pullevents {
     struct worker *worker;
     struct batch *first, **last; /* full ones, oldest first; the first few in flight */
@@ -51,6 +60,9 @@ struct pullevents {
     atomic_uint_fast64_t n_lines; /* queued, filling ones too */
     atomic_uint_fast64_t lost;
     struct used_slot used[USED_SLOTS];
+    struct bytes_slot sums[BYTES_SLOTS];
+    unsigned n_sums; /* not free */
+    struct timer *sums_timer;
     struct timer *flush_deadline;
     void (*flush_done)(void *ctx);
     void *flush_ctx;
@@ -271,6 +283,52 @@ void pullevent_used(struct pullevents *e, struct str credential_id, struct str c
     TEXTLINE_LIT(&t, "}\n");
     line_end(e, &t);
 }
+/* The id makes a report that comes twice count once. */
+static void bytes_tell(struct pullevents *e, struct bytes_slot *slot)
+{
+    char id[ID_MAX];
+
+    if (slot->bytes == 0)
+        return;
+    request_id_new(id);
+    struct textline t = line_begin(e);
+    TEXTLINE_LIT(&t, "{\"e\":\"bytes\",\"id\":");
+    textline_json(&t, str_c(id), 64);
+    TEXTLINE_LIT(&t, ",\"t\":");
+    textline_u64(&t, (uint64_t)clock_now_ms());
+    FIELD("license_id", str_c(slot->license_id), 64);
+    TEXTLINE_LIT(&t, ",\"bytes\":");
+    textline_u64(&t, slot->bytes);
+    TEXTLINE_LIT(&t, "}\n");
+    line_end(e, &t);
+    slot->bytes = 0;
+    e->n_sums--;
+}
+
+static void on_sums(void *ctx)
+{
+    struct pullevents *e = ctx;
+
+    for (size_t i = 0; e->n_sums && i < BYTES_SLOTS; i++)
+        bytes_tell(e, &e->sums[i]);
+}
+
+void pullevent_bytes(struct pullevents *e, struct str license_id, uint64_t bytes)
+{
+    struct bytes_slot *slot = &e->sums[str_hash(license_id) % BYTES_SLOTS];
+
+    if (bytes == 0 || license_id.n == 0 || license_id.n >= LICENSE_ID_MAX)
+        return;
+    if (slot->bytes && !str_eq_c(license_id, slot->license_id))
+        bytes_tell(e, slot);
+    if (slot->bytes == 0) {
+        memcpy(slot->license_id, license_id.p, license_id.n);
+        slot->license_id[license_id.n] = '\0';
+        if (e->n_sums++ == 0)
+            timer_set(e->sums_timer, BYTES_EVERY_MS);
+    }
+    slot->bytes += bytes;
+}
 #undef FIELD
 
 static void on_flush_deadline(void *ctx)
@@ -287,6 +345,7 @@ void pullevents_flush(struct pullevents *e, uint64_t deadline_ms, void (*done)(v
 {
     e->flush_done = done;
     e->flush_ctx = ctx;
+    on_sums(e);
     batch_close(e);
     timer_set(e->flush_deadline, e->first ? deadline_ms : 0);
 }
@@ -300,6 +359,7 @@ struct pullevents *pullevents_new(struct worker *w)
     e->max_lines = w->cfg->limits.events_queued ? w->cfg->limits.events_queued : 1;
     e->gather = timer_new(w->loop, on_gather, e);
     e->retry = timer_new(w->loop, on_retry, e);
+    e->sums_timer = timer_new(w->loop, on_sums, e);
     e->flush_deadline = timer_new(w->loop, on_flush_deadline, e);
     return e;
 }
@@ -323,6 +383,7 @@ void pullevents_free(struct pullevents **pe)
         batch_free(b);
     }
     timer_free(&e->gather);
+    timer_free(&e->sums_timer);
     timer_free(&e->retry);
     timer_free(&e->flush_deadline);
     mem_free(e);

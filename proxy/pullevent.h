@@ -34,6 +34,9 @@ void pullevent_tag(struct pullevents *e, struct str repository_id, struct str ta
 /* A credential was used; told at most once a minute and credential. */
 void pullevent_used(struct pullevents *e, struct str credential_id, struct str client);
 
+/* Bytes went out under a license. Summed and told every few seconds. */
+void pullevent_bytes(struct pullevents *e, struct str license_id, uint64_t bytes);
+
 /* At a drain: sends what is queued; done(ctx) once, from the loop, when the queue is empty or deadline_ms have passed. */
 void pullevents_flush(struct pullevents *e, uint64_t deadline_ms, void (*done)(void *ctx), void *ctx);
 

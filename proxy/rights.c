@@ -107,6 +107,15 @@ static bool addr_counts(const struct asker *a)
     return false;
 }
 
+uint64_t asker_instance(const struct fact *customer, const char *credential_id, const uint8_t *addr)
+{
+    const struct entitlement *ent = customer->entitlement;
+    for (size_t i = 0; ent && addr && credential_id && i < ent->n_licenses; i++)
+        if (ent->licenses[i].instances_full)
+            return license_instance(str_c(credential_id), addr);
+    return 0;
+}
+
 /* Digests that the grants themselves name lead somewhere too, also when no tag does (any more). */
 static void edges_of_grants(struct repo *r, const struct asker *a)
 {
@@ -179,7 +188,7 @@ static bool same_fact(const struct fact *x, const struct fact *y)
 static bool is_of(const struct rights *v, const struct asker *a, const uint8_t *addr)
 {
     return strcmp(v->customer->name, a->customer->name) == 0 && str_eq_c(a->license_id, v->license_id) && v->has_addr == (addr != NULL) &&
-           (!addr || memcmp(v->addr, addr, sizeof v->addr) == 0);
+           (!addr || memcmp(v->addr, addr, sizeof v->addr) == 0) && v->instance == a->instance;
 }
 
 static void bucket_bound(struct rights *v)
@@ -200,6 +209,7 @@ struct rights *rights_get(struct repo *r, const struct asker *a)
         h = h * UINT64_C(0x9e3779b97f4a7c15) + str_hash(a->license_id);
     if (addr)
         h = h * UINT64_C(0x9e3779b97f4a7c15) + str_hash((struct str){(const char *)addr, 16});
+    h += a->instance;
     if (!r->rights)
         r->rights = mem_calloc(BUCKETS, sizeof(struct rights *));
     struct rights **bucket = &r->rights[(h ^ h >> 32) % BUCKETS], **at = bucket, *v;
@@ -213,6 +223,7 @@ struct rights *rights_get(struct repo *r, const struct asker *a)
         v->has_addr = addr != NULL;
         if (addr)
             memcpy(v->addr, addr, sizeof v->addr);
+        v->instance = a->instance;
         roots_reserve(v);
         start_over(v, a);
     } else {
@@ -239,6 +250,7 @@ static void decide(const struct asker *a, bool is_digest, const struct candidate
                                      .n_candidates = n,
                                      .now_s = a->now_s,
                                      .client_addr = a->addr,
+                                     .instance = a->instance,
                                      .license_id = a->license_id};
     *ret = (struct decision){0};
     decision_make(a->customer->entitlement, &q, ret);

@@ -15,6 +15,7 @@ struct asker { /* borrowed */
     struct fact *customer;
     struct str license_id; /* of a credential bound to one license, "" */
     const uint8_t *addr;   /* 16 bytes or NULL */
+    uint64_t instance;     /* where installations count, else 0: asker_instance() */
     struct str repository; /* public name */
     int64_t now_s;
 };
@@ -25,7 +26,7 @@ enum right {
     RIGHT_YES,
 };
 
-struct rights { /* of (customer's fact, license binding, address where it counts) in one repository */
+struct rights { /* of (customer's fact, license binding, address and installation where they count) in one repository */
     struct rights *next;
     uint64_t hash;
     struct repo *repo;
@@ -33,6 +34,7 @@ struct rights { /* of (customer's fact, license binding, address where it counts
     char *license_id;
     bool has_addr;
     uint8_t addr[16];
+    uint64_t instance;
     uint64_t tags_generation, index_generation;
     int64_t computed_s, valid_until_s;
     uint64_t *known, *near, *yes; /* by root */
@@ -48,6 +50,9 @@ struct rights { /* of (customer's fact, license binding, address where it counts
         size_t n;
     } list;
 };
+
+/* What asker.instance is for these: 0 where no license of the customer has all its installations taken. */
+uint64_t asker_instance(const struct fact *customer, const char *credential_id, const uint8_t *addr);
 
 /* Borrowed until the next rights_get(). */
 struct rights *rights_get(struct repo *r, const struct asker *a);

@@ -530,7 +530,7 @@ static bool same_asker(const struct sweep *s, const struct asker *a, bool has_ad
 {
     return s->customer->epoch == a->customer->epoch && strcmp(s->customer->name, a->customer->name) == 0 &&
            str_eq(s->a.license_id, a->license_id) && s->has_addr == has_addr &&
-           (!has_addr || memcmp(s->addr, a->addr, sizeof s->addr) == 0);
+           (!has_addr || memcmp(s->addr, a->addr, sizeof s->addr) == 0) && s->a.instance == a->instance;
 }
 
 struct sweep *sweep_join(struct sweeps *ss, struct repo *r, const struct asker *a, struct sweep_waiter *w, waiter_fn *fn, void *ctx)
@@ -550,7 +550,12 @@ struct sweep *sweep_join(struct sweeps *ss, struct repo *r, const struct asker *
         s->has_addr = has_addr;
         if (a->addr)
             memcpy(s->addr, a->addr, sizeof s->addr);
-        s->a = (struct asker){s->customer, str_c(s->license_id), a->addr ? s->addr : NULL, str_c(s->repository), a->now_s};
+        s->a = (struct asker){.customer = s->customer,
+                              .license_id = str_c(s->license_id),
+                              .addr = a->addr ? s->addr : NULL,
+                              .instance = a->instance,
+                              .repository = str_c(s->repository),
+                              .now_s = a->now_s};
         s->next = ss->first;
         ss->first = s;
         if (!ss->kick)

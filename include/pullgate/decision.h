@@ -55,6 +55,8 @@ struct decision_query {
     size_t n_candidates;
     int64_t now_s;
     const uint8_t *client_addr; /* 16 bytes, IPv4 mapped; NULL when unknown (then allowed_cidrs deny) */
+    uint64_t instance;          /* license_instance() of who asks; 0 unknown (then a license whose installations are all taken denies) */
+    bool any_instance;          /* asked in general, not by an installation: what the installations take up does not count */
     struct str license_id;      /* credential bound to one license: only that one counts; "" = all */
 };
 

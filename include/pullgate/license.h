@@ -107,11 +107,20 @@ struct license {
     size_t n_repositories;
     struct str upstream_credential_id; /* replaces the upstream's own for this license's pulls; "" none */
     bool quota_exceeded;               /* set by the admin's accounting when a limit with action deny is spent */
+    int64_t quota_until_s;             /* when what the accounting found is over: a further window begins; 0: only with a further fact */
+    bool instances_full;               /* as many installations as it allows pull: these, and no other */
+    uint64_t *instances;               /* license_instance() of each, sorted */
+    size_t n_instances;
     struct grant *grants;
     size_t n_grants;
 };
 /* May anything be pulled under it by its status: in force, or expired with what was released before kept. */
 bool license_usable(const struct license *l, int64_t now_s);
+
+/* One installation that pulls: a credential at an address (IPv6: its /64). Never 0, which is none that is known. */
+uint64_t license_instance(struct str credential_id, const uint8_t addr[16]);
+#define LICENSE_INSTANCE_TEXT_MAX 17
+const char *license_instance_text(uint64_t instance, char ret[LICENSE_INSTANCE_TEXT_MAX]); /* 16 hex digits */
 
 struct entitlement {
     unsigned refs;
@@ -119,6 +128,7 @@ struct entitlement {
     struct str renew_url;       /* vendor's, may be empty */
     struct str support_contact; /* vendor's, may be empty */
     bool customer_disabled;
+    int64_t requests_per_second; /* this customer's own bound; 0: limits.requests_per_customer */
     struct license *licenses;
     size_t n_licenses;
 };

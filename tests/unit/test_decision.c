@@ -39,6 +39,8 @@ struct l {
     const char *cidr;
     const char *repository; /* R unless told */
     bool quota;
+    int64_t quota_until;
+    uint64_t instances[3]; /* their places are taken, when the first is not 0 */
     struct g grants[3];
 };
 struct c {
@@ -54,6 +56,8 @@ struct row {
     bool is_digest;
     const char *addr; /* 10.1.2.3 unless told; "" unknown */
     const char *license_id;
+    uint64_t instance;
+    bool any_instance;
     int winner; /* index + 1 of the license that must be named, 0: not asked */
 };
 
@@ -207,6 +211,17 @@ static const struct row rows[] = {
     {"from anywhere", {{ACT, .grants = {ALL}}}, {V("1")}, REASON_GRANTED, .addr = ""},
     {"from another, and not granted", {{ACT, .cidr = "192.168.0.0/16", .grants = {RANGE("^2")}}}, {V("1.0.0")}, REASON_VERSION_NOT_GRANTED},
     {"quota spent", {{ACT, .quota = true, .grants = {ALL}}}, {V("1")}, REASON_QUOTA_EXCEEDED},
+    {"quota spent until later", {{ACT, .quota = true, .quota_until = NOW + 1, .grants = {ALL}}}, {V("1")}, REASON_QUOTA_EXCEEDED},
+    {"quota of a window that is over", {{ACT, .quota = true, .quota_until = NOW, .grants = {ALL}}}, {V("1")}, REASON_GRANTED},
+    {"holds a place", {{ACT, .instances = {3, 5, 9}, .grants = {ALL}}}, {V("1")}, REASON_GRANTED, .instance = 9},
+    {"holds the first place", {{ACT, .instances = {3, 5, 9}, .grants = {ALL}}}, {V("1")}, REASON_GRANTED, .instance = 3},
+    {"no place is left", {{ACT, .instances = {3, 5, 9}, .grants = {ALL}}}, {V("1")}, REASON_QUOTA_EXCEEDED, .instance = 4},
+    {"no place for nobody known", {{ACT, .instances = {3, 5, 9}, .grants = {ALL}}}, {V("1")}, REASON_QUOTA_EXCEEDED},
+    {"asked in general", {{ACT, .instances = {3, 5, 9}, .grants = {ALL}}}, {V("1")}, REASON_GRANTED, .any_instance = true},
+    {"asked in general, quota spent", {{ACT, .quota = true, .instances = {3}, .grants = {ALL}}}, {V("1")}, REASON_QUOTA_EXCEEDED, .any_instance = true},
+    {"places of a window that is over", {{ACT, .quota_until = NOW, .instances = {3}, .grants = {ALL}}}, {V("1")}, REASON_GRANTED, .instance = 4},
+    {"a place gives no version", {{ACT, .instances = {3}, .grants = {RANGE("^2")}}}, {V("1.0.0")}, REASON_VERSION_NOT_GRANTED, .instance = 3},
+    {"another license has room", {{ACT, .instances = {3}, .grants = {ALL}}, {ACT, .grants = {ALL}}}, {V("1")}, REASON_GRANTED, .instance = 4, .winner = 2},
     {"quota spent, by digest", {{ACT, .quota = true, .grants = {ALL}}}, {V("1")}, REASON_QUOTA_EXCEEDED, .is_digest = true},
     {"quota spent, and not granted", {{ACT, .quota = true, .grants = {RANGE("^2")}}}, {V("1.0.0")}, REASON_VERSION_NOT_GRANTED},
     {"quota spent, and the address", {{ACT, .quota = true, .cidr = "192.168.0.0/16", .grants = {ALL}}}, {V("1")}, REASON_IP_NOT_ALLOWED},
@@ -288,6 +303,7 @@ struct world {
     struct candidate candidates[3];
     struct decision_query query;
     uint8_t addr[16];
+    uint64_t instances[3][3];
 };
 
 static void grant_make(const struct g *from, struct grant *g, struct str *repository, struct grant_pin *pin)
@@ -343,6 +359,11 @@ static void world_make(const struct row *row, struct world *w)
         l->updates_until_s = from->updates_until;
         l->on_expiry = from->on_expiry;
         l->quota_exceeded = from->quota;
+        l->quota_until_s = from->quota_until;
+        while (l->n_instances < 3 && from->instances[l->n_instances])
+            w->instances[i][l->n_instances] = from->instances[l->n_instances], l->n_instances++;
+        l->instances = w->instances[i];
+        l->instances_full = l->n_instances > 0;
         w->repositories[i] = str_c(from->repository ? from->repository : R);
         l->repositories = &w->repositories[i];
         l->n_repositories = 1;
@@ -377,6 +398,8 @@ static void world_make(const struct row *row, struct world *w)
     w->query.is_digest = row->is_digest;
     w->query.now_s = NOW;
     w->query.license_id = str_c(row->license_id);
+    w->query.instance = row->instance;
+    w->query.any_instance = row->any_instance;
     if (!row->addr || row->addr[0]) {
         assert_true(addr_parse(str_c(row->addr ? row->addr : "10.1.2.3"), w->addr));
         w->query.client_addr = w->addr;

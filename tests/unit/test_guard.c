@@ -135,7 +135,7 @@ static void test_off(void **state)
     (void)state;
     for (unsigned i = 0; i < 1000; i++) {
         assert_false(failed(g, 1, "acme", i));
-        assert_true(guard_customer_begin(g, S("cus_1"), &wait));
+        assert_true(guard_customer_begin(g, S("cus_1"), 0, &wait));
     }
     guard_free(&g);
 }
@@ -172,13 +172,13 @@ static void test_customer_inflight(void **state)
     unsigned wait = 0;
     (void)state;
     for (int i = 0; i < 3; i++)
-        assert_true(guard_customer_begin(g, S("cus_1"), &wait));
-    assert_false(guard_customer_begin(g, S("cus_1"), &wait));
+        assert_true(guard_customer_begin(g, S("cus_1"), 0, &wait));
+    assert_false(guard_customer_begin(g, S("cus_1"), 0, &wait));
     assert_int_equal(wait, 0);
-    assert_true(guard_customer_begin(g, S("cus_2"), &wait));
+    assert_true(guard_customer_begin(g, S("cus_2"), 0, &wait));
     guard_customer_done(g, S("cus_1"));
-    assert_true(guard_customer_begin(g, S("cus_1"), &wait));
-    assert_false(guard_customer_begin(g, S("cus_1"), &wait));
+    assert_true(guard_customer_begin(g, S("cus_1"), 0, &wait));
+    assert_false(guard_customer_begin(g, S("cus_1"), 0, &wait));
     guard_free(&g);
 }
 
@@ -189,15 +189,15 @@ static void test_customer_rate(void **state)
     (void)state;
     test_now_ms += 5000;
     for (int i = 0; i < 10; i++) {
-        assert_true(guard_customer_begin(g, S("cus_1"), &wait));
+        assert_true(guard_customer_begin(g, S("cus_1"), 0, &wait));
         guard_customer_done(g, S("cus_1"));
     }
-    assert_false(guard_customer_begin(g, S("cus_1"), &wait));
+    assert_false(guard_customer_begin(g, S("cus_1"), 0, &wait));
     assert_int_equal(wait, 1);
-    assert_true(guard_customer_begin(g, S("cus_2"), &wait));
+    assert_true(guard_customer_begin(g, S("cus_2"), 0, &wait));
     test_now_ms += 101;
-    assert_true(guard_customer_begin(g, S("cus_1"), &wait));
-    assert_false(guard_customer_begin(g, S("cus_1"), &wait));
+    assert_true(guard_customer_begin(g, S("cus_1"), 0, &wait));
+    assert_false(guard_customer_begin(g, S("cus_1"), 0, &wait));
     guard_free(&g);
 }
 
@@ -208,19 +208,19 @@ static void test_customers_bounded(void **state)
     unsigned wait;
     size_t held = 0;
     (void)state;
-    assert_true(guard_customer_begin(g, S("cus_busy"), &wait));
+    assert_true(guard_customer_begin(g, S("cus_busy"), 0, &wait));
     for (unsigned i = 0; i < 3 * SHARDS * CUSTOMERS_MAX / 2; i++) {
         char id[32];
         snprintf(id, sizeof id, "cus_%u", i);
-        assert_true(guard_customer_begin(g, str_c(id), &wait));
+        assert_true(guard_customer_begin(g, str_c(id), 0, &wait));
         guard_customer_done(g, str_c(id));
     }
     for (unsigned i = 0; i < SHARDS; i++)
         held += g->shards[i].n_customers;
     assert_true(held <= SHARDS * CUSTOMERS_MAX);
-    assert_false(guard_customer_begin(g, S("cus_busy"), &wait));
+    assert_false(guard_customer_begin(g, S("cus_busy"), 0, &wait));
     guard_customer_done(g, S("cus_busy"));
-    assert_true(guard_customer_begin(g, S("cus_busy"), &wait));
+    assert_true(guard_customer_begin(g, S("cus_busy"), 0, &wait));
     guard_free(&g);
 }
 
@@ -231,7 +231,7 @@ static void *hammer(void *arg)
     for (unsigned i = 0; i < 50000; i++) {
         char id[16];
         snprintf(id, sizeof id, "cus_%u", i % 7);
-        if (guard_customer_begin(g, str_c(id), &wait))
+        if (guard_customer_begin(g, str_c(id), 0, &wait))
             guard_customer_done(g, str_c(id));
         if (i % 50 == 0)
             (void)failed(g, i % 300, "acme", i);
@@ -252,9 +252,9 @@ static void test_threads(void **state)
     for (unsigned i = 0; i < 7; i++) { /* everything was given back */
         char id[16];
         snprintf(id, sizeof id, "cus_%u", i);
-        assert_true(guard_customer_begin(g, str_c(id), &wait));
-        assert_true(guard_customer_begin(g, str_c(id), &wait));
-        assert_false(guard_customer_begin(g, str_c(id), &wait));
+        assert_true(guard_customer_begin(g, str_c(id), 0, &wait));
+        assert_true(guard_customer_begin(g, str_c(id), 0, &wait));
+        assert_false(guard_customer_begin(g, str_c(id), 0, &wait));
     }
     guard_free(&g);
 }

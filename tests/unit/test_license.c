@@ -230,6 +230,41 @@ static enum err parse(struct str text, struct entitlement **ret, struct error *e
     return e;
 }
 
+static void installations_are_read(void **state)
+{
+    struct entitlement *e = NULL;
+    struct error error = {0};
+    char text[LICENSE_INSTANCE_TEXT_MAX];
+    uint8_t v4[16], v6[16], v6_beside[16], v6_other[16];
+    (void)state;
+    struct strbuf doc = {0};
+    struct str all = S(DOC), quota = S("\"quota_exceeded\":true,"), before, after;
+    char *at = strstr(DOC, "\"quota_exceeded\":true,");
+    before = (struct str){all.p, (size_t)(at - all.p)};
+    after = str_skip(all, before.n + quota.n);
+    sb_add(&doc, before);
+    sb_addc(&doc, "\"quota_exceeded\":false,\"quota_until\":77,\"instances\":[\"ffffffffffffffff\",\"0000000000000010\"],");
+    sb_add(&doc, after);
+    if (parse(sb_str(&doc), &e, &error))
+        fail_msg("%s: %s", error.field, error.text);
+    const struct license *l = &e->licenses[0];
+    assert_true(l->instances_full);
+    assert_int_equal(l->n_instances, 2);
+    assert_true(l->instances[0] == 16 && l->instances[1] == UINT64_MAX); /* sorted */
+    assert_int_equal(l->quota_until_s, 77);
+    entitlement_unref(&e);
+    sb_free(&doc);
+
+    assert_true(addr_parse(S("10.1.2.3"), v4) && addr_parse(S("2001:db8::1"), v6) && addr_parse(S("2001:db8::2"), v6_beside) &&
+                addr_parse(S("2001:db8:0:1::1"), v6_other));
+    uint64_t one = license_instance(S("crd_1"), v4);
+    assert_true(one != 0 && one == license_instance(S("crd_1"), v4));
+    assert_true(one != license_instance(S("crd_2"), v4));
+    assert_true(license_instance(S("crd_1"), v6) == license_instance(S("crd_1"), v6_beside)); /* one /64 */
+    assert_true(license_instance(S("crd_1"), v6) != license_instance(S("crd_1"), v6_other));
+    assert_string_equal(license_instance_text(UINT64_C(0x0123456789abcdef), text), "0123456789abcdef");
+}
+
 static void entitlement_is_read(void **state)
 {
     struct entitlement *e = NULL;
@@ -326,6 +361,12 @@ static void entitlement_is_strict(void **state)
         {"\"repositories\":[\"shop/api\",\"shop/web\"]", "\"repositories\":[\"\"]"},
         {"\"repositories\":[\"shop/api\",\"shop/web\"],", ""},
         {"\"quota_exceeded\":true,", ""},
+        {"\"quota_exceeded\":true,", "\"quota_exceeded\":true,\"quota_until\":-1,"},
+        {"\"quota_exceeded\":true,", "\"quota_exceeded\":true,\"quota_until\":\"1\","},
+        {"\"quota_exceeded\":true,", "\"quota_exceeded\":true,\"instances\":null,"},
+        {"\"quota_exceeded\":true,", "\"quota_exceeded\":true,\"instances\":[\"0123\"],"},
+        {"\"quota_exceeded\":true,", "\"quota_exceeded\":true,\"instances\":[7],"},
+        {"\"disabled\":false,", "\"disabled\":false,\"requests_per_second\":-1,"},
         {"\"grants\":[", "\"grants\":[{},"},
         {"\"grants\":[", "\"grants\":[[],"},
         {"\"id\":\"gra_1\",", ""},
@@ -413,7 +454,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(effective_status),   cmocka_unit_test(next_change),         cmocka_unit_test(texts),
-        cmocka_unit_test(selectors),          cmocka_unit_test(networks),            cmocka_unit_test(entitlement_is_read),
+        cmocka_unit_test(selectors),          cmocka_unit_test(networks),            cmocka_unit_test(installations_are_read), cmocka_unit_test(entitlement_is_read),
         cmocka_unit_test(entitlement_is_strict), cmocka_unit_test(entitlement_of_every_selector),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
