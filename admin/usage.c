@@ -5,7 +5,7 @@
 
 #include "eventlog.h"
 #include "outbox.h"
-#include "period.h"
+#include "pullgate/period.h"
 #include "pullgate/clock.h"
 #include "pullgate/credential.h"
 #include "pullgate/jv.h"
