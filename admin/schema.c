@@ -289,7 +289,6 @@ static const char MIGRATION_7[] =
     "CREATE INDEX api_tokens_vendor ON api_tokens(vendor_id, created_at, id);\n"
     "CREATE INDEX api_tokens_user ON api_tokens(user_id) WHERE user_id<>'';\n"
 
-    "ALTER TABLE vendors ADD COLUMN grants_irrevocable INTEGER NOT NULL DEFAULT 0;\n" /* its licenses' grants can be added, never taken */
     "ALTER TABLE vendors ADD COLUMN branding TEXT NOT NULL DEFAULT '{}';\n"           /* JSON object, for the portal */
     "ALTER TABLE vendors ADD COLUMN suspended_at INTEGER NOT NULL DEFAULT 0;\n"
     "ALTER TABLE vendors ADD COLUMN suspended_reason TEXT NOT NULL DEFAULT '';\n";
