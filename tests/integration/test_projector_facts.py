@@ -69,7 +69,16 @@ class Mirror:
         return "k:" + hmac.new(self.pepper, secret.encode(), hashlib.sha256).hexdigest()
 
     def everything(self):
-        """All facts; every bucket and value there is must be right."""
+        """All facts; every bucket and value there is must be right. Read anew when something was written meanwhile (a sync)."""
+        while True:
+            before = self.root()[0]
+            try:
+                return self._everything()
+            except AssertionError:
+                if self.root()[0] == before:
+                    raise
+
+    def _everything(self):
         root = self.root()
         named = {}
         for n in range(1024):
