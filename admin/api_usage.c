@@ -13,7 +13,7 @@ static const struct field WINDOW_FIELDS[] = {
     {.name = "denied", .type = FIELD_INT},
     {.name = NULL},
 };
-static const struct field USAGE_FIELDS[] = {
+const struct field USAGE_FIELDS[] = {
     {.name = "license_id", .type = FIELD_STRING},
     {.name = "limits", .type = FIELD_MAP},
     {.name = "window_from", .type = FIELD_TIME, .about = "null: nothing was counted yet"},

@@ -18,6 +18,7 @@
 #include "pullgate/seal.h"
 #include "pullgate/semver.h"
 #include "sync.h"
+#include "usage.h"
 
 static const unsigned SYNC_WAIT_MS = 3000; /* how long a listing waits for upstreams that were not looked at lately */
 
@@ -601,7 +602,7 @@ static enum err portal_licenses(struct api *rq)
     e = store_query(
         rq->store, &st, &rq->error,
         "SELECT l.id, l.name, a.slug, a.name, l.type, l.status, l.status_reason, l.starts_at, l.expires_at, l.grace_days, l.updates_until,"
-        " l.key_prefix, l.created_at, v.renew_url, v.support_contact"
+        " l.key_prefix, l.created_at, v.renew_url, v.support_contact, l.limits, l.features"
         " FROM licenses l JOIN applications a ON a.id=l.application_id JOIN vendors v ON v.id=l.vendor_id"
         " WHERE l.customer_id=? AND l.archived_at=0 AND (?='' OR l.id=?) AND (NOT ? OR (l.created_at, l.id) > (?, ?))"
         " ORDER BY l.created_at, l.id LIMIT ?",
@@ -636,11 +637,17 @@ static enum err portal_licenses(struct api *rq)
         jv_set_str(l, "key_prefix", store_col_str(st, 11));
         jv_set_str(l, "renew_url", store_col_str(st, 13));
         jv_set_str(l, "support_contact", store_col_str(st, 14));
+        api_set_json(l, "limits", store_col_str(st, 15));
+        api_set_json(l, "features", store_col_str(st, 16));
         jv_set(l, "grants", grants);
         jv_push(items, l);
         e = grants_print(rq, str_c(text), grants);
+        struct jv *usage = NULL;
+        if (!e)
+            e = usage_print(rq, str_c(text), &usage);
         if (e)
             break;
+        jv_set(l, "usage", usage);
     }
     store_done(&st);
     return e;
@@ -787,7 +794,10 @@ static const struct field LICENSE_FIELDS[] = {
     {.name = "key_prefix", .type = FIELD_STRING, .flags = FIELD_EMPTY},
     {.name = "renew_url", .type = FIELD_STRING, .flags = FIELD_EMPTY},
     {.name = "support_contact", .type = FIELD_STRING, .flags = FIELD_EMPTY},
+    {.name = "limits", .type = FIELD_MAP},
+    {.name = "features", .type = FIELD_MAP},
     {.name = "grants", .type = FIELD_LIST, .sub = GRANT_FIELDS},
+    {.name = "usage", .type = FIELD_OBJECT, .sub = USAGE_FIELDS},
     {0},
 };
 static const struct field CREDENTIAL_FIELDS[] = {

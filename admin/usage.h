@@ -7,6 +7,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "api.h"
 #include "pullgate/err.h"
 #include "pullgate/store.h"
 #include "pullgate/str.h"
@@ -28,8 +29,7 @@ enum err usage_refresh(struct store *s, struct str license_id, int64_t now_s, st
  * installations; call again soon when *ret_more. */
 enum err usage_tick(struct store *s, int64_t now_s, int max, bool *ret_more, struct error *reterr) MUST_USE;
 
-struct api;
-struct jv;
+extern const struct field USAGE_FIELDS[]; /* of the object that usage_print() makes */
 /* GET /licenses/{id}/usage as an object (api_usage.c); a customer's request sees its own licenses only. */
 enum err usage_print(struct api *rq, struct str license_id, struct jv **ret) MUST_USE;
 
