@@ -362,6 +362,8 @@ static const char *field_type_text(enum field_type t)
         return "an array of strings";
     case FIELD_LIST:
         return "an array of objects";
+    case FIELD_VALUE:
+        return "a string, a whole number or an object";
     }
     return "something else";
 }
@@ -453,6 +455,12 @@ static enum err check_value(struct api *rq, const struct jv *v, const struct fie
     case FIELD_LIST:
         if (t == JV_ARRAY)
             return check_array(rq, v, f, path);
+        break;
+    case FIELD_VALUE:
+        if (t == JV_STRING)
+            return check_string(rq, jv_str(v), f, path, false);
+        if (t == JV_INT || t == JV_OBJECT)
+            return ERR_OK;
         break;
     }
     return api_fail(rq, ERR_INVALID, "invalid_field", path, "%s: expected %s%s", path, field_type_text(f->type),

@@ -40,6 +40,7 @@ enum field_type {
     FIELD_STRINGS, /* array of strings, at most `max` */
     FIELD_OBJECT,  /* one object of `sub` */
     FIELD_LIST,    /* array of objects of `sub`, at most `max` */
+    FIELD_VALUE,   /* a string as FIELD_STRING has it, a whole number or an object; the handler knows which */
 };
 #define FIELD_REQUIRED 1u
 #define FIELD_NULL     2u /* null allowed (FIELD_TIME always allows it) */

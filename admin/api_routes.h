@@ -12,6 +12,8 @@ extern const struct route LICENSE_ROUTES[];     /* api_licenses.c: licenses, the
 extern const struct route USAGE_ROUTES[];       /* api_usage.c: usage and installations of a license */
 extern const struct route LOG_ROUTES[];         /* api_logs.c: pulls, audit, events */
 extern const struct route EXPLAIN_ROUTES[];     /* explain.c */
+extern const struct route PLAN_ROUTES[];        /* api_plans.c */
+extern const struct route COUPON_ROUTES[];      /* api_coupons.c */
 extern const struct route META_ROUTES[];        /* openapi.c */
 
 /* Whether the caller may give somebody the role: at most his own, and an operator only in the first vendor (api_vendors.c). */

@@ -72,6 +72,14 @@ static struct jv *field_schema(const struct field *f, bool is_answer)
         if (!is_answer)
             jv_set_int(s, "maxItems", f->max ? f->max : 100);
         break;
+    case FIELD_VALUE: {
+        struct jv *types = jv_array();
+        jv_push(types, jv_string(S("string")));
+        jv_push(types, jv_string(S("integer")));
+        jv_push(types, jv_string(S("object")));
+        jv_set(s, "type", types);
+        break;
+    }
     }
     if (f->one_of) {
         struct jv *list = jv_array();

@@ -239,9 +239,85 @@ static const char MIGRATION_2[] =
     "CREATE INDEX events_vendor ON events(vendor_id, id);\n"
     "CREATE INDEX events_license ON events(license_id, id) WHERE license_id<>'';\n";
 
-/* Plans, orders, coupons, scheduled changes */
+/* What is sold and how it is bought: plans, changes to come, coupons, orders and their payments, what customers ask for. Amounts are
+ * whole minor units of their currency. */
 static const char MIGRATION_3[] =
-    "SELECT 1;\n"; /* plans, orders, coupons, scheduled changes: tables follow */
+    "CREATE TABLE plans ("
+    " id TEXT PRIMARY KEY, vendor_id TEXT NOT NULL REFERENCES vendors(id), slug TEXT NOT NULL, name TEXT NOT NULL,"
+    " description TEXT NOT NULL DEFAULT '', application_id TEXT NOT NULL REFERENCES applications(id),"
+    " type TEXT NOT NULL CHECK (type IN ('trial','subscription','perpetual','development')), period TEXT NOT NULL DEFAULT '',"
+    " grants TEXT NOT NULL DEFAULT '[]', limits TEXT NOT NULL DEFAULT '{}', features TEXT NOT NULL DEFAULT '{}'," /* JSON, as in the API */
+    " grace_days INTEGER NOT NULL, trial_days INTEGER NOT NULL, trial_cap INTEGER NOT NULL, trial_cap_per_domain INTEGER NOT NULL,"
+    " starts_on TEXT NOT NULL DEFAULT '', requires_activation INTEGER NOT NULL, updates_period TEXT NOT NULL DEFAULT '',"
+    " amount INTEGER NOT NULL DEFAULT 0, user_amount INTEGER NOT NULL DEFAULT 0, currency TEXT NOT NULL DEFAULT ''," /* '': no price */
+    " visible INTEGER NOT NULL, self_service INTEGER NOT NULL, allowed_email_domains TEXT NOT NULL DEFAULT '[]',"
+    " denied_email_domains TEXT NOT NULL DEFAULT '[]', auto_renew INTEGER NOT NULL, manual_validation INTEGER NOT NULL,"
+    " metadata TEXT NOT NULL DEFAULT '{}', created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL,"
+    " archived_at INTEGER NOT NULL DEFAULT 0, rev INTEGER NOT NULL DEFAULT 1) WITHOUT ROWID;\n"
+    "CREATE UNIQUE INDEX plans_slug ON plans(vendor_id, slug) WHERE archived_at=0;\n"
+    "CREATE INDEX plans_list ON plans(vendor_id, created_at, id);\n"
+
+    /* What will be done with a license at a time; at most one is pending for it. */
+    "CREATE TABLE scheduled_changes ("
+    " id TEXT PRIMARY KEY, vendor_id TEXT NOT NULL, license_id TEXT NOT NULL REFERENCES licenses(id), plan_id TEXT NOT NULL,"
+    " at INTEGER NOT NULL, status TEXT NOT NULL CHECK (status IN ('pending','applied','cancelled','failed')),"
+    " detail TEXT NOT NULL DEFAULT '', actor TEXT NOT NULL, created_at INTEGER NOT NULL, done_at INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;\n"
+    "CREATE INDEX scheduled_changes_license ON scheduled_changes(license_id, created_at, id);\n"
+    "CREATE UNIQUE INDEX scheduled_changes_pending ON scheduled_changes(license_id) WHERE status='pending';\n"
+
+    "CREATE TABLE coupons ("
+    " id TEXT PRIMARY KEY, vendor_id TEXT NOT NULL REFERENCES vendors(id), code TEXT NOT NULL," /* in capitals */
+    " kind TEXT NOT NULL CHECK (kind IN ('percent','fixed','free_period','grant')), value TEXT NOT NULL," /* JSON, as in the API */
+    " currency TEXT NOT NULL DEFAULT '', valid_from INTEGER NOT NULL DEFAULT 0, valid_until INTEGER NOT NULL DEFAULT 0," /* exclusive */
+    " max_uses INTEGER NOT NULL DEFAULT 0, used INTEGER NOT NULL DEFAULT 0, once_per_customer INTEGER NOT NULL DEFAULT 0,"
+    " plan_ids TEXT NOT NULL DEFAULT '[]', metadata TEXT NOT NULL DEFAULT '{}',"
+    " created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL, archived_at INTEGER NOT NULL DEFAULT 0,"
+    " rev INTEGER NOT NULL DEFAULT 1) WITHOUT ROWID;\n"
+    "CREATE UNIQUE INDEX coupons_code ON coupons(vendor_id, code) WHERE archived_at=0;\n"
+    "CREATE INDEX coupons_list ON coupons(vendor_id, created_at, id);\n"
+
+    "CREATE TABLE orders ("
+    " id TEXT PRIMARY KEY, vendor_id TEXT NOT NULL REFERENCES vendors(id), number TEXT NOT NULL,"
+    " customer_id TEXT NOT NULL REFERENCES customers(id), plan_id TEXT NOT NULL, license_id TEXT NOT NULL DEFAULT '',"
+    " status TEXT NOT NULL CHECK (status IN ('pending','paid','approved','cancelled')), name TEXT NOT NULL,"
+    " instances INTEGER NOT NULL, users INTEGER NOT NULL, period TEXT NOT NULL DEFAULT '', periods INTEGER NOT NULL,"
+    " currency TEXT NOT NULL DEFAULT '', subtotal INTEGER NOT NULL, discount INTEGER NOT NULL,"
+    " coupon_id TEXT NOT NULL DEFAULT '', coupon_code TEXT NOT NULL DEFAULT '', free_period TEXT NOT NULL DEFAULT '',"
+    " snapshot TEXT NOT NULL," /* the plan and the coupon as they were, JSON */
+    " transaction_id TEXT NOT NULL DEFAULT '', payment_ref TEXT NOT NULL DEFAULT '', billing TEXT NOT NULL DEFAULT '{}',"
+    " terms_version TEXT NOT NULL DEFAULT '', terms_accepted_at INTEGER NOT NULL DEFAULT 0, metadata TEXT NOT NULL DEFAULT '{}',"
+    " source TEXT NOT NULL, actor TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '', created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL,"
+    " paid_at INTEGER NOT NULL DEFAULT 0, approved_at INTEGER NOT NULL DEFAULT 0, cancelled_at INTEGER NOT NULL DEFAULT 0,"
+    " rev INTEGER NOT NULL DEFAULT 1) WITHOUT ROWID;\n"
+    "CREATE UNIQUE INDEX orders_number ON orders(number, vendor_id);\n"
+    "CREATE INDEX orders_list ON orders(vendor_id, created_at, id);\n"
+    "CREATE INDEX orders_customer ON orders(customer_id, created_at, id);\n"
+    "CREATE INDEX orders_license ON orders(license_id) WHERE license_id<>'';\n"
+    /* The last number given to an order of that year. Written with the order, so that none is left out. */
+    "CREATE TABLE order_numbers (vendor_id TEXT NOT NULL, year INTEGER NOT NULL, n INTEGER NOT NULL, PRIMARY KEY (vendor_id, year)) WITHOUT ROWID;\n"
+    "CREATE TABLE coupon_uses ("
+    " coupon_id TEXT NOT NULL REFERENCES coupons(id), order_id TEXT NOT NULL, customer_id TEXT NOT NULL, at INTEGER NOT NULL,"
+    " PRIMARY KEY (coupon_id, order_id)) WITHOUT ROWID;\n"
+    "CREATE INDEX coupon_uses_customer ON coupon_uses(coupon_id, customer_id);\n"
+    /* What the payment system told, each once. */
+    "CREATE TABLE payments ("
+    " id INTEGER PRIMARY KEY AUTOINCREMENT, vendor_id TEXT NOT NULL, order_id TEXT NOT NULL REFERENCES orders(id),"
+    " event TEXT NOT NULL CHECK (event IN ('payment_succeeded','payment_failed')), transaction_id TEXT NOT NULL,"
+    " amount TEXT NOT NULL DEFAULT '', reason TEXT NOT NULL DEFAULT '', result TEXT NOT NULL, at INTEGER NOT NULL);\n"
+    "CREATE UNIQUE INDEX payments_once ON payments(order_id, transaction_id, event);\n"
+    "CREATE INDEX payments_transaction ON payments(vendor_id, transaction_id);\n"
+    "CREATE TABLE hook_secrets ("
+    " vendor_id TEXT PRIMARY KEY REFERENCES vendors(id), secret_sealed TEXT NOT NULL, created_at INTEGER NOT NULL) WITHOUT ROWID;\n"
+
+    /* What customers ask for in the portal. */
+    "CREATE TABLE requests ("
+    " id TEXT PRIMARY KEY, vendor_id TEXT NOT NULL REFERENCES vendors(id), customer_id TEXT NOT NULL, license_id TEXT NOT NULL,"
+    " kind TEXT NOT NULL CHECK (kind IN ('renew','change')), plan_id TEXT NOT NULL DEFAULT '', message TEXT NOT NULL DEFAULT '',"
+    " status TEXT NOT NULL CHECK (status IN ('open','approved','rejected')), reason TEXT NOT NULL DEFAULT '',"
+    " decided_by TEXT NOT NULL DEFAULT '', decided_at INTEGER NOT NULL DEFAULT 0,"
+    " created_at INTEGER NOT NULL) WITHOUT ROWID;\n"
+    "CREATE INDEX requests_list ON requests(vendor_id, created_at, id);\n"
+    "CREATE INDEX requests_customer ON requests(customer_id, created_at, id);\n";
 
 /* Webhooks, mail, the clock */
 static const char MIGRATION_4[] =

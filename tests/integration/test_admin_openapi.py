@@ -118,6 +118,21 @@ def test_an_unknown_member_or_parameter_is_refused_everywhere(w):
             problem(w.api(method.upper(), fill(path).removeprefix("/api/v1"), {"zz": 1}), 400, "unknown_field", "zz")
 
 
+def walk_sales(call, app, cus):
+    """Plans, coupons, orders, and what comes of them."""
+    plan = call("plan.create", body={"slug": "walk-pro", "name": "Pro", "application_id": app["id"], "type": "subscription", "period": "P1M", "grants": [{"selector": "all"}],
+                                     "limits": {"max_instances": 2}, "price": {"amount": "10.00", "currency": "EUR"}, "visible": True})
+    call("plan.list")
+    call("plan.get", f"/plans/{plan['id']}")
+    call("plan.update", f"/plans/{plan['id']}", {"name": "Pro 2"})
+    coupon = call("coupon.create", body={"code": "WALK10", "kind": "percent", "value": "10", "max_uses": 5, "valid_until": "2090-01-01", "plan_ids": [plan["id"]]})
+    call("coupon.list")
+    call("coupon.get", f"/coupons/{coupon['id']}")
+    call("coupon.update", f"/coupons/{coupon['id']}", {"max_uses": 6})
+    call("coupon.delete", f"/coupons/{coupon['id']}")
+    call("plan.delete", f"/plans/{plan['id']}")
+
+
 def walk(w):
     """One of everything, through every operation; yields operationId, response."""
     a = w.api
@@ -201,6 +216,7 @@ def walk(w):
     call("license.instances", url + "/instances")
     g = call("license.add_grant", url + "/grants", {"selector": "exact", "value": "1.0.0", "on_move": "pin"})["grants"][-1]
     call("license.update_grant", f"{url}/grants/{g['id']}", {"note": "n"})
+    walk_sales(call, app, cus)
     d = call("explain", "/explain?customer=walked&repository=walk/api&reference=1.0.0&client=127.0.0.1")
     assert d["decision"] == "allow" and d["considered"][0]["license_id"] == lic["id"] and d["digest"] == v["artifacts"][0]["digest"]
     d = call("explain", f"/explain?customer=walked&repository=walk/api&client=127.0.0.1&reference={d['digest']}")

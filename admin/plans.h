@@ -1,0 +1,34 @@
+/* Plans: what licenses are made of, and how one license passes from a plan to another. A license keeps its own copy of what the plan said,
+ * so that a change of the plan changes no license. */
+#ifndef ADMIN_PLANS_H
+#define ADMIN_PLANS_H
+
+#include "api.h"
+
+/* The plan as the API prints it, if it is the caller's vendor's; archived ones only where told. The caller frees *ret. */
+enum err plans_get(struct api *rq, struct str id, bool with_archived, struct jv **ret) MUST_USE;
+
+/* Merges the plan that in's plan_id names into a license-create body: what the body has wins, limits and features member by member.
+ * Nothing to do without a plan_id. A trial beyond the plan's cap is ERR_CONFLICT with rq->code "trial_cap_reached". */
+enum err plan_apply(struct api *rq, struct jv *in) MUST_USE;
+
+/* The plan's terms from `start` on, as plan_apply() gives them: RFC 3339 or null. For what begins later than it was ordered. */
+enum err plans_terms_from(struct api *rq, const struct jv *plan, struct str period, int64_t start, int64_t *ret_expires_at,
+                          int64_t *ret_updates_until) MUST_USE;
+
+/* What the clock calls at the end of a period, before it renews: applies the license's scheduled change if its time has come. One that
+ * cannot be applied is marked as failed, with the reason, and is no error. */
+enum err plans_apply_scheduled(struct api *rq, struct str license_id) MUST_USE;
+/* The license's scheduled changes that are still to come, as the member "scheduled_changes". */
+enum err plans_add_scheduled(struct api *rq, struct jv *license) MUST_USE;
+extern const struct field SCHEDULED_CHANGE_FIELDS[];
+
+/* A line of the license's history and its event, of something that does not change the status. license: as licenses_get() gives it. */
+enum err plans_note(struct api *rq, const struct jv *license, const char *event, struct str reason, const struct jv *data) MUST_USE;
+
+/* One grant as a license takes it, against its schema and selectors; application_id NULL: its repositories are not looked at. field names
+ * it in a refusal: "grants[0]". */
+enum err plans_check_grant(struct api *rq, const struct jv *grant, const char *application_id, const char *field) MUST_USE;
+extern const struct field PLAN_GRANT_FIELDS[];
+
+#endif
