@@ -14,8 +14,6 @@ extern const struct route LOG_ROUTES[];         /* api_logs.c: pulls, audit, eve
 extern const struct route EXPLAIN_ROUTES[];     /* explain.c */
 extern const struct route PLAN_ROUTES[];        /* api_plans.c */
 extern const struct route COUPON_ROUTES[];      /* api_coupons.c */
-extern const struct route USER_ROUTES[];        /* api_users.c: people of the vendor and of customers, invitations */
-extern const struct route SESSION_ROUTES[];     /* api_sessions.c: signing in, oneself; also under /portal/v1 */
 extern const struct route META_ROUTES[];        /* openapi.c */
 
 /* Whether the caller may give somebody the role: at most his own, and an operator only in the first vendor (api_vendors.c). */

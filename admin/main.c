@@ -11,6 +11,7 @@
 #include "admin.h"
 #include "db.h"
 #include "events.h"
+#include "finder.h"
 #include "http.h"
 #include "projector.h"
 #include "pullgate/clockwatch.h"
@@ -30,7 +31,6 @@
 
 #define QUEUE_MAX      256 /* requests that may wait for a database thread */
 #define QUEUE_SLOW_MAX 16  /* that may wait for a network */
-#define QUEUE_HASH_MAX 32 /* sign-ins that may wait: less than a second */
 #define CLOCK_CHECK_MS 60000
 
 static const char USAGE[] = "usage: pullgate-admin [--config FILE] [--check | --show-config | --version]\n";
@@ -157,7 +157,7 @@ static void on_commit(void *ctx)
 
 static enum err start_databases(struct admin *a, struct error *reterr)
 {
-    struct db_options o = {.url = a->cfg->store.url, .name = "db-write", .queue_max = QUEUE_MAX, .on_commit = on_commit, .ctx = a};
+    struct db_options o = {.url = a->cfg->store.url, .name = "db-write", .queue_max = QUEUE_MAX, .before_commit = finder_flush, .on_commit = on_commit, .ctx = a};
     enum err err = db_start(&o, &a->writer, reterr);
     o = (struct db_options){.url = a->cfg->store.url, .name = "db-read", .read_only = true, .queue_max = QUEUE_MAX};
     if (!err)
@@ -166,10 +166,6 @@ static enum err start_databases(struct admin *a, struct error *reterr)
     o.queue_max = QUEUE_SLOW_MAX;
     if (!err)
         err = db_start(&o, &a->slow, reterr);
-    o.name = "db-hash";
-    o.queue_max = QUEUE_HASH_MAX;
-    if (!err)
-        err = db_start(&o, &a->hasher, reterr);
     return err;
 }
 
@@ -223,7 +219,6 @@ static void stop_all(struct process *p)
      * still tells the projector. Only then is anything freed. */
     sync_end(a->sync);
     events_stop(&a->events);
-    db_end(a->hasher);
     db_end(a->slow);
     db_end(a->reader);
     db_end(a->writer);
@@ -232,7 +227,6 @@ static void stop_all(struct process *p)
     http_free(&a->http);
     http_sockets_free(&p->sockets);
     sync_stop(&a->sync);
-    db_stop(&a->hasher);
     db_stop(&a->slow);
     db_stop(&a->reader);
     db_stop(&a->writer);
