@@ -11,6 +11,7 @@ struct db;
 struct projector;
 struct events;
 struct sync;
+struct jobs;
 struct http;
 struct reload;
 
@@ -24,6 +25,7 @@ struct admin {
     struct projector *projector;
     struct events *events;
     struct sync *sync;
+    struct jobs *jobs;
     struct http *http;
     struct reload *reload; /* NULL until the daemon serves */
 };

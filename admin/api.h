@@ -117,6 +117,8 @@ struct api {
     char *audit_object;
     struct jv *before, *after; /* without secrets; owned by rq */
     bool poke_sync;            /* after the commit: the sync should look soon */
+
+    uint64_t again_ms; /* a GET that found nothing: for so long it may be asked again before it is answered */
 };
 
 /* What a request owns: all but the params and the body, which point into its transport's memory. rq is empty then. */

@@ -5,7 +5,6 @@
 
 #include "api_routes.h"
 #include "eventlog.h"
-#include "licensequery.h"
 #include "licenses.h"
 #include "outbox.h"
 #include "pullgate/period.h"
@@ -413,8 +412,6 @@ static enum err history_put(struct api *rq, const struct row *r, const char *eve
 static enum err license_finish(struct api *rq, const struct row *r)
 {
     enum err err = outbox_put_kind(rq->store, 'c', str_c(r->customer_id), true, &rq->error);
-    if (!err)
-        err = licensequery_index(rq, str_c(r->id));
     if (!err)
         err = license_load(rq, str_c(r->id), &rq->out, NULL);
     if (!err)
@@ -1015,7 +1012,7 @@ static const struct query_param REASON_PARAMS[] = {{"reason", "kept in the histo
 
 #define LIC "/api/v1/licenses"
 const struct route LICENSE_ROUTES[] = {
-    {HEAD_GET, LIC, licenses_list, ROLE_VIEWER, ROUTE_LIST | ROUTE_COUNT, NULL, &LICENSE, LICENSE_LIST_PARAMS, "license.list", "Licenses"},
+    {HEAD_GET, LIC, licenses_list, ROLE_VIEWER, ROUTE_LIST, NULL, &LICENSE, LICENSE_LIST_PARAMS, "license.list", "Licenses"},
     {HEAD_POST, LIC, license_create, ROLE_ADMIN, 0, &LICENSE_CREATE, &LICENSE, NULL, "license.create",
      "Make a license; its key is shown once"},
     {HEAD_GET, LIC "/{id}", license_get, ROLE_VIEWER, 0, NULL, &LICENSE, NULL, "license.get", "One license"},

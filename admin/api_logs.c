@@ -1,9 +1,10 @@
-/* What happened: the pull log, the audit log and the history of licenses. Newest first. */
+/* What happened: the pull log, the audit log and the event log. Newest first; events can be followed too. */
 #include <stdio.h>
 #include <string.h>
 
 #include "api_routes.h"
 #include "audit.h"
+#include "eventlog.h"
 #include "pullgate/clock.h"
 #include "pullgate/mem.h"
 
@@ -56,9 +57,11 @@ static const struct schema AUDIT_VERIFY = {"AuditVerification", AUDIT_VERIFY_FIE
 static const struct field EVENT_FIELDS[] = {
     {.name = "id", .type = FIELD_INT},
     {.name = "at", .type = FIELD_TIME},
-    {.name = "event", .type = FIELD_STRING},
-    {.name = "customer_id", .type = FIELD_STRING},
-    {.name = "license_id", .type = FIELD_STRING},
+    {.name = "type", .type = FIELD_STRING},
+    {.name = "event", .type = FIELD_STRING, .about = "the same as type"},
+    {.name = "customer_id", .type = FIELD_STRING, .flags = FIELD_EMPTY},
+    {.name = "license_id", .type = FIELD_STRING, .flags = FIELD_EMPTY},
+    {.name = "object_id", .type = FIELD_STRING, .flags = FIELD_EMPTY, .about = "what else it is about: a credential, an order, a webhook"},
     {.name = "actor", .type = FIELD_STRING},
     {.name = "from_status", .type = FIELD_STRING, .flags = FIELD_EMPTY},
     {.name = "to_status", .type = FIELD_STRING, .flags = FIELD_EMPTY},
@@ -229,44 +232,93 @@ static enum err audit_check(struct api *rq)
 
 /* ---- events ------------------------------------------------------------------------------------------------------------ */
 
+#define FOLLOW_WAIT_MAX_S 30
+
+/* ",license.*,order.paid," as patterns of GLOB, one after another: a type is wanted when one matches. */
+static bool event_wanted(struct str types, struct str type)
+{
+    struct str one;
+    if (!types.n)
+        return true;
+    while (str_next(&types, ',', &one)) {
+        one = str_trim(one);
+        if (eventlog_matches(one, type))
+            return true;
+    }
+    return false;
+}
+
+/* after=: from there on, oldest first, and next_cursor is what to ask with next; without: newest first. */
 static enum err event_list(struct api *rq)
 {
-    static const char *const names[] = {"license", "customer", "event"};
-    struct strbuf f[3] = {{0}};
+    static const char *const names[] = {"license", "customer", "event", "types", "after", "wait"};
+    enum { LICENSE_ID, CUSTOMER, EVENT_TYPE, TYPES, AFTER, WAIT, N };
+    struct strbuf f[N] = {{0}};
     struct page page;
     struct store_stmt *st = NULL;
-    int64_t key, id;
+    int64_t key, id = 0, last = 0;
+    uint64_t after = 0, wait = 0;
     bool row;
     enum err err = api_page(rq, &page);
     if (err)
         return err;
-    for (size_t i = 0; i < 3; i++)
+    for (size_t i = 0; i < N; i++)
         api_query(rq, names[i], &f[i]);
-    err = pull_customer(rq, &f[1]);
-    page_backwards(&page, &key, &id);
-    struct jv *items = api_list(rq);
+    bool is_follow = f[AFTER].n != 0;
+    if (is_follow && (!str_to_u64(sb_str(&f[AFTER]), &after) || after > INT64_MAX))
+        err = api_fail(rq, ERR_INVALID, "invalid_parameter", "after", "after: the id of an event, or 0");
+    else if (f[WAIT].n && (!str_to_u64(sb_str(&f[WAIT]), &wait) || wait > FOLLOW_WAIT_MAX_S || !is_follow))
+        err = api_fail(rq, ERR_INVALID, "invalid_parameter", "wait", "wait: 0 to %d seconds, together with after", FOLLOW_WAIT_MAX_S);
     if (!err)
-        err =
-            store_query(rq->store, &st, &rq->error,
-                        "SELECT id, at_ms, event, customer_id, license_id, actor, from_status, to_status, reason, data FROM license_history"
-                        " WHERE vendor_id=?1 AND (?2='' OR license_id=?2) AND (?3='' OR customer_id=?3) AND (?4='' OR event=?4) AND id<?5"
-                        " ORDER BY id DESC LIMIT ?6",
-                        "zsssii", rq->vendor_id, sb_str(&f[0]), sb_str(&f[1]), sb_str(&f[2]), id, (int64_t)page.limit + 1);
+        err = pull_customer(rq, &f[CUSTOMER]);
+    if (err)
+        goto out;
+    page_backwards(&page, &key, &id);
+    if (is_follow)
+        id = last = (int64_t)after;
+    struct jv *items = api_list(rq);
+#define EVENT_QUERY(by, order)                                                                                                             \
+    "SELECT " EVENTLOG_COLUMNS " FROM events WHERE " by                                                                                    \
+    " vendor_id=?1 AND (?2='' OR license_id=?2) AND (?3='' OR customer_id=?3) AND (?4='' OR type=?4)" order " LIMIT ?6"
+    static const char *const sqls[2][4] = {
+        {EVENT_QUERY("", " AND id<?5 ORDER BY id DESC"), EVENT_QUERY("license_id<>'' AND license_id=?2 AND", " AND id<?5 ORDER BY id DESC"),
+         EVENT_QUERY("customer_id<>'' AND customer_id=?3 AND", " AND id<?5 ORDER BY id DESC"),
+         EVENT_QUERY("type=?4 AND", " AND id<?5 ORDER BY id DESC")},
+        {EVENT_QUERY("", " AND id>?5 ORDER BY id"), EVENT_QUERY("license_id<>'' AND license_id=?2 AND", " AND id>?5 ORDER BY id"),
+         EVENT_QUERY("customer_id<>'' AND customer_id=?3 AND", " AND id>?5 ORDER BY id"), EVENT_QUERY("type=?4 AND", " AND id>?5 ORDER BY id")},
+    };
+    /* Types are looked at one by one, over a bounded number of rows: the cursor goes on even where none of them matched. */
+    const int scan = f[TYPES].n ? 5000 : page.limit + 1;
+    err = store_query(rq->store, &st, &rq->error, sqls[is_follow][f[LICENSE_ID].n ? 1 : f[CUSTOMER].n ? 2 : f[EVENT_TYPE].n ? 3 : 0], "zsssii",
+                      rq->vendor_id, sb_str(&f[LICENSE_ID]), sb_str(&f[CUSTOMER]), sb_str(&f[EVENT_TYPE]), id, (int64_t)scan);
+    int seen = 0;
     while (!err) {
         err = store_step(st, &row, &rq->error);
-        if (err || !row || !take_row(&page, rq->out, 0, store_col_int(st, 0)))
+        if (err || !row)
             break;
-        struct jv *v = jv_object();
-        jv_set_int(v, "id", store_col_int(st, 0));
-        set_time_ms(v, "at", store_col_int(st, 1));
-        static const char *const texts[] = {"event", "customer_id", "license_id", "actor", "from_status", "to_status", "reason"};
-        for (int i = 0; i < 7; i++)
-            jv_set_str(v, texts[i], store_col_str(st, 2 + i));
-        api_set_json(v, "data", store_col_str(st, 9));
-        jv_push(items, v);
+        if (event_wanted(sb_str(&f[TYPES]), store_col_str(st, 2))) {
+            if (!take_row(&page, rq->out, 0, store_col_int(st, 0)))
+                break;
+            jv_push(items, eventlog_print(st));
+        }
+        last = store_col_int(st, 0);
+        if (++seen == scan && f[TYPES].n && !is_follow) { /* the rest of the log: another page */
+            page.limit = 0;
+            page.after_key = 0;
+            snprintf(page.after_id, sizeof page.after_id, "%lld", (long long)last);
+            (void)api_page_take(&page, rq->out, 0, "");
+        }
     }
     store_done(&st);
-    for (size_t i = 0; i < 3; i++)
+    if (!err && is_follow) {
+        char text[24];
+        snprintf(text, sizeof text, "%lld", (long long)last);
+        jv_set_c(rq->out, "next_cursor", text);
+        if (!jv_len(items))
+            rq->again_ms = (uint64_t)wait * 1000;
+    }
+out:
+    for (size_t i = 0; i < N; i++)
         sb_free(&f[i]);
     return err;
 }
@@ -287,7 +339,14 @@ static const struct query_param AUDIT_PARAMS[] = {
     {"to", "instant or date, exclusive"}, {NULL, NULL},
 };
 static const struct query_param EVENT_PARAMS[] = {
-    {"license", "id"}, {"customer", "id or slug"}, {"event", "such as license.suspended"}, {NULL, NULL}};
+    {"license", "id"},
+    {"customer", "id or slug"},
+    {"event", "such as license.suspended"},
+    {"types", "patterns with commas between them: license.*,order.paid"},
+    {"after", "id of an event, 0 for the first: follow from there, oldest first; next_cursor is the next after"},
+    {"wait", "seconds up to 30 that an answer without events may take, with after"},
+    {NULL, NULL},
+};
 
 const struct route LOG_ROUTES[] = {
     {HEAD_GET, "/api/v1/pulls", pull_list, ROLE_SUPPORT, ROUTE_LIST, NULL, &PULL, PULL_PARAMS, "pull.list",
@@ -297,6 +356,6 @@ const struct route LOG_ROUTES[] = {
     {HEAD_GET, "/api/v1/audit/verification", audit_check, ROLE_OWNER, ROUTE_SLOW, NULL, &AUDIT_VERIFY, NULL, "audit.verify",
      "Check the chain of the whole audit log"},
     {HEAD_GET, "/api/v1/events", event_list, ROLE_VIEWER, ROUTE_LIST, NULL, &EVENT, EVENT_PARAMS, "event.list",
-     "History of licenses, newest first"},
+     "What happened: newest first, or followed with after"},
     {.path = NULL},
 };

@@ -3,6 +3,7 @@
 #ifndef ADMIN_EVENTLOG_H
 #define ADMIN_EVENTLOG_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "pullgate/err.h"
@@ -17,6 +18,13 @@ struct event_record {
     const char *object_id;                     /* what else it is about: a credential, an order; NULL: none */
     const struct jv *data;                     /* NULL: {}. Never with secrets */
 };
+/* The columns of an event, and the object that GET /events and webhooks show of them. */
+#define EVENTLOG_COLUMNS "id, at_ms, type, customer_id, license_id, object_id, actor, data"
+#define EVENTLOG_COLUMNS_N 8
+struct jv *eventlog_print(const struct store_stmt *st);
+/* Does a type match "license.suspended", "license.*" or "*"? */
+bool eventlog_matches(struct str pattern, struct str type);
+bool eventlog_pattern_valid(struct str pattern);
 enum err eventlog_put(struct store *s, const struct event_record *e, struct error *reterr) MUST_USE;
 
 #endif

@@ -9,7 +9,7 @@
 
 #include "db.h"
 #include "events.h"
-#include "finder.h"
+#include "jobs.h"
 #include "portal.h"
 #include "projector.h"
 #include "pullgate/clock.h"
@@ -623,8 +623,6 @@ static enum err exchange_write(struct exchange *ex)
     if (!err && is_keyed && ex->answer.n)
         err = idempotency_keep(ex, hash.p);
     if (!err)
-        err = finder_flush(rq->store, &rq->error);
-    if (!err)
         err = store_commit(rq->store, &rq->error);
     if (!err) {
         db_committed(rq->admin->writer);
@@ -900,6 +898,19 @@ static void http_metrics(struct http *h, struct edge_req *req)
     metric(&b, "gauge", "pullgate_admin_events_pending", "Reports of proxies not yet in the store", e.pending);
     metric(&b, "counter", "pullgate_admin_sync_rounds_total", "Repositories looked at", s.rounds);
     metric(&b, "counter", "pullgate_admin_sync_failures_total", "Repositories that could not be looked at", s.failures);
+    if (h->admin->jobs) {
+        struct jobs_state j;
+        jobs_state(h->admin->jobs, &j);
+        metric(&b, "counter", "pullgate_admin_jobs_total", "Licenses and credentials that the clock had something to do with", j.done);
+        metric(&b, "counter", "pullgate_admin_jobs_failed_total", "Of these: put off, see GET /job-errors", j.failed);
+        metric(&b, "gauge", "pullgate_admin_jobs_due", "Licenses and credentials that wait for the clock's work", j.due);
+        metric(&b, "gauge", "pullgate_admin_jobs_lag_seconds", "How late the oldest of them is", j.lag_s);
+        metric(&b, "gauge", "pullgate_admin_oldest_inactive_seconds", "Age of the license that has waited longest for its activation", j.oldest_inactive_s);
+        metric(&b, "gauge", "pullgate_admin_deliveries_pending", "Deliveries to webhooks not yet made", j.deliveries_pending);
+        metric(&b, "gauge", "pullgate_admin_deliveries_failed", "Deliveries given up, in the time that they are kept", j.deliveries_failed);
+        metric(&b, "gauge", "pullgate_admin_mails_pending", "Mails not yet taken by the mail server", j.mails_pending);
+        metric(&b, "gauge", "pullgate_admin_mails_failed", "Mails given up, in the time that they are kept", j.mails_failed);
+    }
     metric(&b, "counter", "pullgate_admin_sign_in_alerts_total", "Addresses with 20 failed sign-ins", __atomic_load_n(&h->failures.alerts, __ATOMIC_RELAXED));
     metric(&b, "gauge", "pullgate_admin_clock_bad", "1: the clock is behind what it was", h->clock_is_bad);
     if (h->admin->reload) {

@@ -11,8 +11,8 @@
 #include "admin.h"
 #include "db.h"
 #include "events.h"
-#include "finder.h"
 #include "http.h"
+#include "jobs.h"
 #include "projector.h"
 #include "pullgate/clockwatch.h"
 #include "pullgate/config.h"
@@ -121,12 +121,14 @@ static void clock_is_bad(void *ctx)
     struct process *p = ctx;
     log_error("the clock is more than five minutes behind what it was: validity windows cannot be trusted");
     http_set_clock_bad(p->admin.http, true);
+    jobs_set_clock_bad(p->admin.jobs, true);
 }
 
 static void clock_is_good(void *ctx)
 {
     struct process *p = ctx;
     http_set_clock_bad(p->admin.http, false);
+    jobs_set_clock_bad(p->admin.jobs, false);
 }
 
 /* In the writer's thread. */
@@ -157,7 +159,7 @@ static void on_commit(void *ctx)
 
 static enum err start_databases(struct admin *a, struct error *reterr)
 {
-    struct db_options o = {.url = a->cfg->store.url, .name = "db-write", .queue_max = QUEUE_MAX, .before_commit = finder_flush, .on_commit = on_commit, .ctx = a};
+    struct db_options o = {.url = a->cfg->store.url, .name = "db-write", .queue_max = QUEUE_MAX, .on_commit = on_commit, .ctx = a};
     enum err err = db_start(&o, &a->writer, reterr);
     o = (struct db_options){.url = a->cfg->store.url, .name = "db-read", .read_only = true, .queue_max = QUEUE_MAX};
     if (!err)
@@ -206,6 +208,7 @@ static enum err start_all(struct process *p, struct error *reterr)
     __atomic_store_n(&a->projector, projector_start(a->cfg, a->keys, a->writer), __ATOMIC_RELEASE);
     a->events = events_start(a);
     a->sync = sync_start(a);
+    a->jobs = jobs_start(a, is_bad);
     a->http = http_new(a);
     http_set_clock_bad(a->http, is_bad);
     err = http_listen(a->http, &p->sockets, reterr);
@@ -218,6 +221,7 @@ static void stop_all(struct process *p)
     /* Threads end first: those that write through the writer, then the lanes, whose jobs still use all the rest, then the writer, which
      * still tells the projector. Only then is anything freed. */
     sync_end(a->sync);
+    jobs_end(a->jobs);
     events_stop(&a->events);
     db_end(a->slow);
     db_end(a->reader);
@@ -227,6 +231,7 @@ static void stop_all(struct process *p)
     http_free(&a->http);
     http_sockets_free(&p->sockets);
     sync_stop(&a->sync);
+    jobs_stop(&a->jobs);
     db_stop(&a->slow);
     db_stop(&a->reader);
     db_stop(&a->writer);

@@ -38,6 +38,9 @@ enum type {
     T_STORE,    /* sqlite:/// postgresql:// postgres:// */
     T_SLUG,     /* [a-z0-9] and inner '-' */
     T_ZONE,     /* IANA time zone */
+    T_SMTP,     /* smtp(s)://host[:port], or empty */
+    T_MAILBOX,  /* address, or Name <address>; or empty */
+    T_DAYS,     /* numbers of days with commas between them; or empty */
     T_DURATION, /* milliseconds */
     T_SIZE,     /* bytes */
     T_COUNT,
@@ -146,6 +149,26 @@ static const struct key keys[] = {
            "The PROXY protocol's header (version 1 or 2) of admin.trusted_proxies; required: a connection of theirs without it is refused."),
     CHOICE("admin.forwarded_field", admin.forwarded_field, "x-forwarded-for", "x-forwarded-for|forwarded|off", RESTART,
            "The field of a request in which admin.trusted_proxies name the client. The others are not looked at."),
+    NUMBER("admin.job_interval", T_DURATION, admin.job_interval_ms, "1s", 50 * MS, HOUR,
+           "How often is looked for what the clock does: renewals, reminders, expiries, suspensions."),
+    TEXT_RELOAD("admin.expiring_days", T_DAYS, admin.expiring_days, "60,30,14,7,1,0",
+                "How many days before a license expires it is told of, each once: event license.expiring."),
+    TEXT_RELOAD("admin.webhook_allow_private", T_STRING, admin.webhook_allow_private, "",
+                "Hosts, with commas between them, that webhooks may reach at private addresses and over http; all: every host. Empty: https and public addresses only."),
+    NUMBER("admin.webhook_retry", T_DURATION, admin.webhook_retry_ms, "10s", 10 * MS, HOUR,
+           "How long a webhook rests after the first failure; doubles with each further one up to 6h."),
+    NUMBER("admin.webhook_give_up", T_DURATION, admin.webhook_give_up_ms, "3d", SEC, 30 * 24 * HOUR,
+           "How long one delivery, or one mail, is tried before it counts as failed."),
+    NUMBER("admin.webhook_disable_after", T_DURATION, admin.webhook_disable_after_ms, "7d", SEC, 365 * 24 * HOUR,
+           "A webhook that failed for so long without one success is disabled."),
+    NUMBER("admin.delivery_keep", T_DURATION, admin.delivery_keep_ms, "30d", SEC, 3650 * 24 * HOUR,
+           "How long the log of deliveries and mails is kept."),
+    TEXT_RELOAD("mail.url", T_SMTP, mail.url, "", "Mail server: smtp://host:port or smtps://host:port; empty sends no mail."),
+    TEXT_RELOAD("mail.username", T_STRING, mail.username, "", "User name at the mail server; empty signs in nobody."),
+    {"mail.password", T_STRING, AT(mail.password), "", NULL, 0, 0, RELOAD, SECRET, "Password at the mail server."},
+    CHOICE("mail.tls", mail.tls, "required", "required|tried|off", RELOAD, "Whether STARTTLS is asked of an smtp:// server before anything is said."),
+    TEXT_RELOAD("mail.ca", T_PATH, mail.ca, "", "PEM file with the authorities the mail server is checked against; empty: the system's."),
+    TEXT_RELOAD("mail.from", T_MAILBOX, mail.from, "", "Sender: licenses@vendor.example, or Vendor <licenses@vendor.example>. Without one no mail is sent."),
     HIDDEN("store.url", T_STORE, store.url, "sqlite:///var/lib/pullgate/pullgate.db", SECRET_URL,
            "The system of record: sqlite:///path or postgresql://…"),
     HIDDEN("redis.url", T_REDIS, redis.url, "redis://127.0.0.1:6379/0", SECRET_URL,
@@ -371,6 +394,48 @@ static const char *http_url_problem(struct str s, bool bare)
     return NULL;
 }
 
+static const char *smtp_url_problem(struct str s)
+{
+    struct str rest = str_starts(s, S("smtps://")) ? str_skip(s, 8) : str_starts(s, S("smtp://")) ? str_skip(s, 7) : (struct str){NULL, 0};
+    if (!rest.p)
+        return "expected smtp://host:port or smtps://host:port";
+    if (rest.n == 0 || rest.p[0] == ':' || has_control_or_blank(s))
+        return "the URL has no host";
+    return str_index(rest, '/') >= 0 || str_index(rest, '?') >= 0 || str_index(rest, '@') >= 0 || str_index(rest, '#') >= 0
+               ? "expected scheme, host and port only"
+               : NULL;
+}
+
+static const char *mailbox_problem(struct str s)
+{
+    ptrdiff_t open = str_index(s, '<');
+    struct str address = s;
+    for (size_t i = 0; i < s.n; i++)
+        if ((unsigned char)s.p[i] < ' ' || s.p[i] == 0x7f)
+            return "control characters are not allowed";
+    if (open >= 0) {
+        if (s.p[s.n - 1] != '>')
+            return "expected Name <address>";
+        address = str_sub(s, (size_t)open + 1, s.n - (size_t)open - 2);
+    }
+    ptrdiff_t at = str_index(address, '@');
+    return at > 0 && (size_t)at + 1 < address.n && !has_control_or_blank(address) && str_index(str_skip(address, (size_t)at + 1), '@') < 0 &&
+                   str_index(address, '<') < 0 && str_index(address, '>') < 0
+               ? NULL
+               : "expected an address such as licenses@vendor.example";
+}
+
+static const char *days_problem(struct str s)
+{
+    struct str one;
+    size_t n = 0;
+    uint64_t v;
+    while (s.n && str_next(&s, ',', &one))
+        if (!str_to_u64(str_trim(one), &v) || v > 3650 || ++n > 16)
+            return "expected up to 16 numbers of days with commas between them, such as 60,30,14,7,1,0";
+    return NULL;
+}
+
 static const char *text_problem(const struct key *k, struct str s)
 {
     switch (k->type) {
@@ -390,6 +455,12 @@ static const char *text_problem(const struct key *k, struct str s)
         if (str_starts(s, S("sqlite://")))
             return s.n > 10 && s.p[9] == '/' ? NULL : "expected sqlite:///absolute/path";
         return str_starts(s, S("postgresql://")) || str_starts(s, S("postgres://")) ? NULL : "expected sqlite:///path or postgresql://…";
+    case T_SMTP:
+        return s.n == 0 ? NULL : smtp_url_problem(s);
+    case T_MAILBOX:
+        return s.n == 0 ? NULL : mailbox_problem(s);
+    case T_DAYS:
+        return days_problem(s);
     case T_SLUG:
         if (s.n == 0 || s.n > 63 || s.p[0] == '-' || s.p[s.n - 1] == '-')
             return "expected 1 to 63 of a-z, 0-9 and inner '-'";
@@ -886,7 +957,7 @@ static void warn_unknown_variables(void)
 
 static bool empty_is_a_value(enum type t)
 {
-    return t == T_STRING || t == T_PATH || t == T_URL || t == T_LINK || type_is_list(t);
+    return t == T_STRING || t == T_PATH || t == T_URL || t == T_LINK || t == T_SMTP || t == T_MAILBOX || t == T_DAYS || type_is_list(t);
 }
 
 static enum err load_environment(struct walk *w)

@@ -62,7 +62,21 @@ struct config {
         uint64_t sync_interval_ms; /* 30s; 0 = only when asked */
         struct config_listen trusted_proxies;
         char *proxy_protocol, *forwarded_field;
+        uint64_t job_interval_ms;          /* 1s */
+        char *expiring_days;               /* "60,30,14,7,1,0" */
+        char *webhook_allow_private;       /* hosts, ", " between them; "all" */
+        uint64_t webhook_retry_ms;         /* 10s: after the first failure; doubles */
+        uint64_t webhook_give_up_ms;       /* 3d: of one delivery */
+        uint64_t webhook_disable_after_ms; /* 7d of failures */
+        uint64_t delivery_keep_ms;         /* 30d: deliveries and mails that are over */
     } admin;
+    struct {
+        char *url; /* smtp://host:port, smtps://host:port; empty: no mail */
+        char *username, *password;
+        char *tls;  /* "required" | "tried" | "off": of smtp:// */
+        char *ca;   /* PEM file; empty: the system's */
+        char *from; /* "Vendor <licenses@vendor.example>" or the address alone */
+    } mail;
     struct {
         char *url; /* sqlite:///var/lib/pullgate/pullgate.db */
     } store;

@@ -197,14 +197,13 @@ def walk(w):
     call("customer.update", f"/customers/{cus['id']}", {"name": "W"})
     crd = call("credential.create", f"/customers/{cus['id']}/credentials", {"name": "c", "expires_at": None, "allowed_cidrs": []})
     call("credential.list", f"/customers/{cus['id']}/credentials")
-    call("credential.list_all", "/credentials?prefix=pgc_")
     call("credential.get", f"/customers/{cus['id']}/credentials/{crd['id']}")
     new = call("credential.rotate", f"/customers/{cus['id']}/credentials/{crd['id']}/rotate", {"overlap": "1h"})
     call("credential.delete", f"/customers/{cus['id']}/credentials/{crd['id']}")
     lic = call("license.create", body={"name": "L", "customer_id": cus["id"], "application_id": app["id"], "type": "trial", "expires_at": "2090-01-01", "grants": [{"selector": "all"}],
                                        "allowed_cidrs": ["127.0.0.0/8"], "upstream_credential_id": up["id"]})
     url = f"/licenses/{lic['id']}"
-    call("license.list", "/licenses?count=1&metadata.x=y&q=walk")
+    call("license.list")
     call("license.get", url)
     call("license.update", url, {"period": "P1Y", "grace_days": 7})
     call("license.activate", url + "/activate", {"reason": "paid"})
@@ -233,7 +232,7 @@ def walk(w):
     call("license.remove_grant", f"{url}/grants/{g['id']}")
     call("license.revoke", url + "/revoke", {"reason": "end"})
     call("license.delete", url)
-    for op_id in ("pull.list", "audit.list", "event.list", "audit.verify"):
+    for op_id in ("pull.list", "audit.list", "event.list", "audit.verify", "job_error.list"):
         call(op_id)
     call("customer.delete", f"/customers/{cus['id']}")
     call("application.delete", f"/applications/{app['id']}")

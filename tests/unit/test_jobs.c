@@ -1,0 +1,401 @@
+/* What the clock does with licenses and credentials, over a store in a scratch directory and a clock that the test owns. All of the admin
+ * daemon but its main() is linked in (CMakeLists.txt). */
+#include <ftw.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "admin.h"
+#include "audit.h"
+#include "jobs.h"
+#include "pullgate/clock.h"
+#include "pullgate/mem.h"
+#include "schema.h"
+
+#define DAY INT64_C(86400)
+
+static char dir[64];
+static struct admin admin;
+static struct store *s;
+
+static void sqlf(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+static void sqlf(const char *fmt, ...)
+{
+    struct strbuf b = {0};
+    struct error e = {0};
+    va_list ap;
+    va_start(ap, fmt);
+    sb_vaddf(&b, fmt, ap);
+    va_end(ap);
+    if (store_exec(s, NULL, &e, b.p, ""))
+        fail_msg("%s: %s", b.p, e.text);
+    sb_free(&b);
+}
+
+/* The first column of all rows, with blanks between them. Freed by the next call but three. */
+static const char *rows(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+static const char *rows(const char *fmt, ...)
+{
+    static struct strbuf kept[4];
+    static unsigned turn;
+    struct strbuf b = {0}, *out = &kept[turn++ % 4];
+    struct store_stmt *st = NULL;
+    struct error e = {0};
+    bool row = true;
+    va_list ap;
+    va_start(ap, fmt);
+    sb_vaddf(&b, fmt, ap);
+    va_end(ap);
+    sb_reset(out);
+    sb_addc(out, "");
+    if (store_query(s, &st, &e, b.p, ""))
+        fail_msg("%s: %s", b.p, e.text);
+    for (;;) {
+        assert_int_equal(store_step(st, &row, &e), ERR_OK);
+        if (!row)
+            break;
+        sb_addf(out, "%s%.*s", out->n ? " " : "", STR(store_col_str(st, 0)));
+    }
+    store_done(&st);
+    sb_free(&b);
+    return out->p ? out->p : "";
+}
+
+static int64_t at(const char *text)
+{
+    int64_t t = 0;
+    assert_int_equal(clock_parse_instant(str_c(text), &t, NULL), ERR_OK);
+    return t;
+}
+
+static int setup(void **state)
+{
+    struct error e = {0};
+    (void)state;
+    snprintf(dir, sizeof dir, "/tmp/pullgate-jobs-XXXXXX");
+    assert_non_null(mkdtemp(dir));
+    struct strbuf b = {0};
+    sb_addf(&b, "%s/c.yaml", dir);
+    FILE *f = fopen(b.p, "w");
+    assert_non_null(f);
+    fclose(f);
+    if (config_load(b.p, &admin.cfg, &e))
+        fail_msg("%s", e.text);
+    sb_reset(&b);
+    sb_addf(&b, "%s/keys", dir);
+    assert_int_equal(keyring_open(b.p, true, &admin.keys, &e), ERR_OK);
+    sb_reset(&b);
+    sb_addf(&b, "sqlite://%s/db", dir);
+    assert_int_equal(store_open(b.p, false, &s, &e), ERR_OK);
+    if (store_migrate(s, SCHEMA_MIGRATIONS, SCHEMA_MIGRATIONS_N, &e))
+        fail_msg("%s", e.text);
+    sb_free(&b);
+    sqlf("INSERT INTO vendors (id, slug, name, is_first, time_zone, created_at, updated_at) VALUES ('ven_1','v','V',1,'Europe/Berlin',1,1)");
+    sqlf("INSERT INTO applications (id, vendor_id, slug, name, created_at, updated_at) VALUES ('app_1','ven_1','shop','Shop',1,1)");
+    sqlf("INSERT INTO customers (id, vendor_id, slug, name, created_at, updated_at) VALUES ('cus_1','ven_1','acme','Acme',1,1)");
+    return 0;
+}
+
+static int remove_one(const char *path, const struct stat *st, int kind, struct FTW *ftw)
+{
+    (void)st, (void)kind, (void)ftw;
+    return remove(path);
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    store_close(&s);
+    keyring_free(admin.keys);
+    config_unref(&admin.cfg);
+    admin = (struct admin){0};
+    return nftw(dir, remove_one, 8, FTW_DEPTH | FTW_PHYS);
+}
+
+static void license(const char *id, int64_t created_at, int64_t expires_at, const char *more)
+{
+    sqlf("INSERT INTO licenses (id, vendor_id, customer_id, application_id, name, status, created_at, updated_at, expires_at)"
+         " VALUES ('%s','ven_1','cus_1','app_1','%s','active',%lld,1,%lld)",
+         id, id, (long long)created_at, (long long)expires_at);
+    if (more)
+        sqlf("UPDATE licenses SET %s WHERE id='%s'", more, id);
+}
+
+/* All that is due; how many were looked at. A transaction in between is begun and lost each time, as by a crash before its commit. */
+static size_t run(int64_t now)
+{
+    size_t n = 0, rounds = 0;
+    struct error e = {0};
+    for (;; rounds++) {
+        struct jobs_batch lost, b;
+        assert_int_equal(store_begin(s, &e), ERR_OK);
+        if (jobs_run(&admin, s, now, &lost, &e))
+            fail_msg("%s", e.text);
+        store_rollback(s);
+        assert_int_equal(store_begin(s, &e), ERR_OK);
+        if (jobs_run(&admin, s, now, &b, &e))
+            fail_msg("%s", e.text);
+        assert_int_equal(store_commit(s, &e), ERR_OK);
+        assert_int_equal(lost.n, b.n);
+        if (!b.n)
+            return n;
+        n += b.n;
+        assert_true(rounds < 100);
+    }
+}
+
+static const char *events(const char *id)
+{
+    return rows("SELECT type || CASE WHEN type LIKE '%%.expiring' THEN ':' || COALESCE(json_extract(data,'$.change.days'), json_extract(data,'$.days')) ELSE '' END"
+                " FROM events WHERE license_id='%s' OR object_id='%s' ORDER BY id", id, id);
+}
+
+static const char *end_of(const char *id)
+{
+    return rows("SELECT strftime('%%Y-%%m-%%dT%%H:%%M:%%SZ', expires_at, 'unixepoch') FROM licenses WHERE id='%s'", id);
+}
+
+static void test_each_reminder_once(void **state)
+{
+    int64_t end = at("2027-06-30T21:59:59Z");
+    (void)state;
+    license("lic_1", end - 400 * DAY, end, "grace_days=5");
+    for (int64_t t = end - 70 * DAY; t < end + 10 * DAY; t += 3600) {
+        run(t);
+        if (t == end - 61 * DAY)
+            assert_string_equal(events("lic_1"), "");
+    }
+    assert_string_equal(events("lic_1"), "license.expiring:60 license.expiring:30 license.expiring:14 license.expiring:7 license.expiring:1"
+                                         " license.expiring:0 license.grace_started license.expired");
+    assert_string_equal(rows("SELECT event FROM license_history WHERE event NOT LIKE '%%expiring' ORDER BY id"), "license.grace_started license.expired");
+    assert_string_equal(rows("SELECT wake_at FROM licenses"), "0");
+    /* a further end has reminders of its own, also one that is near */
+    sqlf("UPDATE licenses SET expires_at=%lld, grace_days=0", (long long)(end + 20 * DAY));
+    run(end + 10 * DAY);
+    assert_true(str_ends(str_c(events("lic_1")), S("license.expired license.expiring:14")));
+}
+
+static void test_after_a_month_down_one_reminder_and_one_end(void **state)
+{
+    int64_t end = at("2027-06-30T21:59:59Z");
+    (void)state;
+    license("lic_1", end - 400 * DAY, end, "grace_days=5");
+    license("lic_2", end - 400 * DAY, end, NULL);
+    run(end - 70 * DAY);
+    run(end - 5 * DAY);
+    assert_string_equal(events("lic_1"), "license.expiring:7");
+    assert_string_equal(rows("SELECT days || ':' || is_skipped FROM notices WHERE subject_id='lic_1' ORDER BY days"), "7:0 14:1 30:1 60:1");
+    run(end + 35 * DAY);
+    run(end + 35 * DAY + 1);
+    assert_string_equal(events("lic_1"), "license.expiring:7 license.expired");
+    assert_string_equal(events("lic_2"), "license.expiring:7 license.expired");
+}
+
+static void test_0_39_auto_renewal_keeps_its_day(void **state)
+{
+    (void)state;
+    license("lic_1", at("2026-12-31T00:00:00Z"), at("2027-01-31T22:59:59Z"), "auto_renew=1, period='P1M'"); /* the end of the 31st in Berlin */
+    run(at("2027-01-31T22:59:58Z"));
+    assert_string_equal(end_of("lic_1"), "2027-01-31T22:59:59Z");
+    run(at("2027-01-31T22:59:59Z"));
+    assert_string_equal(end_of("lic_1"), "2027-02-28T22:59:59Z");
+    run(at("2027-03-01T00:00:00Z"));
+    assert_string_equal(end_of("lic_1"), "2027-03-31T21:59:59Z"); /* summer time */
+    assert_string_equal(rows("SELECT COUNT(*) FROM audit WHERE action='license.renew' AND actor='system:clock'"), "2");
+    assert_string_equal(rows("SELECT COUNT(*) FROM outbox WHERE fact='c:cus_1'"), "2");
+    /* a leap year, by years */
+    license("lic_2", at("2027-01-01T00:00:00Z"), at("2028-02-29T22:59:59Z"), "auto_renew=1, period='P1Y'");
+    run(at("2032-03-01T00:00:00Z"));
+    assert_string_equal(end_of("lic_2"), "2033-02-28T22:59:59Z");
+    assert_string_equal(rows("SELECT json_extract(data,'$.expires_at') FROM license_history WHERE license_id='lic_2' AND event='license.renewed' ORDER BY id"),
+                        "2029-02-28T22:59:59Z 2030-02-28T22:59:59Z 2031-02-28T22:59:59Z 2032-02-29T22:59:59Z 2033-02-28T22:59:59Z");
+}
+
+static void test_renewals_missed_while_down(void **state)
+{
+    int64_t records = 0;
+    struct error e = {0};
+    (void)state;
+    license("lic_1", at("2026-12-31T00:00:00Z"), at("2027-01-31T22:59:59Z"), "auto_renew=1, period='P1M'");
+    license("lic_2", at("2026-12-31T00:00:00Z"), at("2027-01-31T22:59:59Z"), "auto_renew=1, period='1d'");
+    run(at("2027-05-15T00:00:00Z"));
+    assert_string_equal(end_of("lic_1"), "2027-05-31T21:59:59Z");
+    assert_string_equal(rows("SELECT json_extract(data,'$.expires_at') FROM license_history WHERE license_id='lic_1' AND event='license.renewed' ORDER BY id"),
+                        "2027-02-28T22:59:59Z 2027-03-31T21:59:59Z 2027-04-30T21:59:59Z 2027-05-31T21:59:59Z");
+    assert_string_equal(end_of("lic_2"), "2027-05-15T22:59:59Z"); /* 104 periods: more than one transaction takes */
+    assert_string_equal(rows("SELECT COUNT(*) FROM license_history WHERE license_id='lic_2' AND event='license.renewed'"), "104");
+    assert_string_equal(rows("SELECT COUNT(*) FROM events WHERE type IN ('license.expired','license.grace_started')"), "0");
+    assert_int_equal(audit_verify(s, admin.keys, &records, &e), ERR_OK);
+    assert_int_equal(records, 108);
+}
+
+static void test_2_7_cancelled_at_the_end_of_the_period(void **state)
+{
+    int64_t end = at("2027-01-31T22:59:59Z");
+    (void)state;
+    license("lic_1", end - 31 * DAY, end, "auto_renew=1, period='P1M', cancel_at_period_end=1");
+    run(end - 1);
+    assert_string_equal(rows("SELECT auto_renew FROM licenses"), "1");
+    run(end);
+    run(end + 40 * DAY);
+    assert_string_equal(end_of("lic_1"), "2027-01-31T22:59:59Z");
+    assert_string_equal(rows("SELECT auto_renew FROM licenses"), "0");
+    assert_string_equal(rows("SELECT type FROM events WHERE type NOT LIKE '%%expiring' ORDER BY id"), "license.cancelled license.expired");
+}
+
+static void test_0_40_a_renewal_that_waits_for_its_payment(void **state)
+{
+    int64_t end = at("2027-01-31T22:59:59Z");
+    (void)state;
+    license("lic_1", end - 31 * DAY, end, "auto_renew=1, period='P1M', renew_needs_payment=1, grace_days=7");
+    run(end);
+    run(end + DAY);
+    assert_string_equal(end_of("lic_1"), "2027-01-31T22:59:59Z");
+    run(end + 30 * DAY);
+    assert_string_equal(rows("SELECT type FROM events WHERE type NOT LIKE '%%expiring' ORDER BY id"), "license.renewal_due license.grace_started license.expired");
+}
+
+static void test_0_50_suspended_after_the_grace_of_a_payment(void **state)
+{
+    int64_t failed = at("2027-01-10T10:00:00Z");
+    char more[128];
+    (void)state;
+    snprintf(more, sizeof more, "grace_days=7, payment_failed_at=%lld", (long long)failed);
+    license("lic_1", failed - 31 * DAY, failed + 300 * DAY, more);
+    run(failed + 7 * DAY - 1);
+    assert_string_equal(rows("SELECT status FROM licenses"), "active");
+    run(failed + 7 * DAY);
+    assert_string_equal(rows("SELECT status || ' ' || status_reason FROM licenses"), "suspended payment");
+    run(failed + 40 * DAY);
+    assert_string_equal(rows("SELECT type || ' ' || actor FROM events"), "license.suspended system:clock");
+    assert_string_equal(rows("SELECT action || ' ' || object || ' ' || json_extract(after,'$.status') FROM audit"), "license.suspend lic_1 suspended");
+    assert_string_equal(rows("SELECT COUNT(*) FROM outbox WHERE fact='c:cus_1'"), "1");
+}
+
+static void test_a_start_that_was_waited_for(void **state)
+{
+    int64_t start = at("2027-01-10T10:00:00Z");
+    char more[128];
+    (void)state;
+    snprintf(more, sizeof more, "starts_at=%lld", (long long)start);
+    license("lic_1", start - 5 * DAY, 0, more);
+    snprintf(more, sizeof more, "starts_at=%lld", (long long)(start - 20 * DAY)); /* it had begun when it was made */
+    license("lic_2", start - 5 * DAY, 0, more);
+    run(start - 1);
+    assert_string_equal(rows("SELECT type FROM events"), "");
+    run(start + 3 * DAY);
+    run(start + 4 * DAY);
+    assert_string_equal(rows("SELECT license_id || ' ' || type FROM events ORDER BY id"), "lic_1 license.scheduled_started");
+}
+
+static void test_what_is_not_active_is_left_alone(void **state)
+{
+    int64_t end = at("2027-01-10T10:00:00Z");
+    (void)state;
+    license("lic_1", end - 400 * DAY, end, "status='suspended', auto_renew=1, period='P1M'");
+    license("lic_2", end - 400 * DAY, end, "status='inactive'");
+    license("lic_3", end - 400 * DAY, end, "status='revoked'");
+    license("lic_4", end - 400 * DAY, end, "archived_at=5");
+    run(end + DAY);
+    assert_string_equal(rows("SELECT type FROM events"), "");
+    sqlf("UPDATE licenses SET status='active' WHERE id='lic_1'"); /* reinstated: it catches up */
+    run(end + 2 * DAY);
+    assert_string_equal(end_of("lic_1"), "2027-02-10T10:00:00Z");
+}
+
+static void test_credentials(void **state)
+{
+    int64_t end = at("2027-06-30T21:59:59Z");
+    (void)state;
+    sqlf("INSERT INTO credentials (id, customer_id, name, hash, prefix, created_at, expires_at) VALUES ('crd_1','cus_1','ci','h1','pgc_1',%lld,%lld),"
+         " ('crd_2','cus_1','ci2','h2','pgc_2',%lld,%lld), ('crd_3','cus_1','ci3','h3','pgc_3',1,0), ('crd_4','cus_1','ci4','h4','pgc_4',1,%lld)",
+         (long long)(end - 300 * DAY), (long long)end, (long long)(end - 300 * DAY), (long long)end, (long long)end);
+    sqlf("UPDATE credentials SET revoked_at=7 WHERE id='crd_4'");
+    for (int64_t t = end - 20 * DAY; t < end + 3 * DAY; t += 7200)
+        run(t);
+    assert_string_equal(events("crd_1"), "credential.expiring:14 credential.expiring:7 credential.expiring:1 credential.expired");
+    assert_string_equal(events("crd_2"), events("crd_1"));
+    assert_string_equal(rows("SELECT COUNT(*) FROM events"), "8");
+    assert_string_equal(rows("SELECT COUNT(*) FROM credentials WHERE wake_at<>0"), "0");
+}
+
+static void test_one_that_cannot_be_done_holds_up_no_other(void **state)
+{
+    int64_t end = at("2027-01-31T22:59:59Z");
+    (void)state;
+    license("lic_1", end - 31 * DAY, end, "auto_renew=1, period='nonsense'");
+    for (int i = 0; i < 230; i++) {
+        char id[32];
+        snprintf(id, sizeof id, "lic_x%d", i);
+        license(id, end - 31 * DAY, end, "auto_renew=1, period='P1M'");
+    }
+    run(end);
+    assert_string_equal(rows("SELECT COUNT(*) FROM licenses WHERE expires_at=%lld", (long long)at("2027-02-28T22:59:59Z")), "230");
+    assert_string_equal(rows("SELECT subject_id || ' ' || attempts || ' ' || vendor_id FROM job_errors"), "lic_1 1 ven_1");
+    assert_true(strstr(rows("SELECT error FROM job_errors"), "period") != NULL);
+    assert_int_equal(run(end + 5), 0);
+    assert_int_equal(run(end + 10), 1);
+    assert_string_equal(rows("SELECT attempts FROM job_errors"), "2");
+    sqlf("UPDATE licenses SET period='P1M' WHERE id='lic_1'");
+    run(end + 11);
+    assert_string_equal(end_of("lic_1"), "2027-02-28T22:59:59Z");
+    assert_string_equal(rows("SELECT COUNT(*) FROM job_errors"), "0");
+}
+
+static void test_prune(void **state)
+{
+    int64_t now = at("2027-01-31T22:59:59Z");
+    struct error e = {0};
+    (void)state;
+    sqlf("INSERT INTO pull_denials VALUES ('cus_1','expired',%lld,3), ('cus_1','expired',%lld,4)", (long long)(now / 3600), (long long)(now / 3600 - 100));
+    sqlf("INSERT INTO mails (id, vendor_id, event_id, event_type, recipient, subject, body, status, next_attempt_ms, created_at, finished_at) VALUES"
+         " ('m1','ven_1',1,'x','a@b','s','b','sent',0,1,%lld), ('m2','ven_1',2,'x','a@b','s','b','sent',0,1,%lld), ('m3','ven_1',3,'x','a@b','s','b','pending',0,1,0)",
+         (long long)(now - 40 * DAY), (long long)(now - DAY));
+    assert_int_equal(store_begin(s, &e), ERR_OK);
+    assert_int_equal(jobs_prune(&admin, s, now, &e), ERR_OK);
+    assert_int_equal(store_commit(s, &e), ERR_OK);
+    assert_string_equal(rows("SELECT id FROM mails ORDER BY id"), "m2 m3");
+    assert_string_equal(rows("SELECT count FROM pull_denials"), "3");
+}
+
+static void test_days(void **state)
+{
+    int64_t days[JOBS_DAYS_MAX];
+    (void)state;
+    assert_int_equal(jobs_days("1, 60,7", days), 3);
+    assert_true(days[0] == 60 && days[1] == 7 && days[2] == 1);
+    assert_int_equal(jobs_days("", days), 0);
+    /* days that the state machine does not know of */
+    struct jobs_terms t = {.clock = {.status = LICENSE_ACTIVE, .expires_at_s = 100 * DAY}};
+    const int64_t own[] = {90};
+    assert_true(jobs_wake(&t, own, 1, 5 * DAY) == 10 * DAY);
+    assert_true(jobs_wake(&t, NULL, 0, 5 * DAY) == 40 * DAY);
+}
+
+#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(test_each_reminder_once),
+        TEST(test_after_a_month_down_one_reminder_and_one_end),
+        TEST(test_0_39_auto_renewal_keeps_its_day),
+        TEST(test_renewals_missed_while_down),
+        TEST(test_2_7_cancelled_at_the_end_of_the_period),
+        TEST(test_0_40_a_renewal_that_waits_for_its_payment),
+        TEST(test_0_50_suspended_after_the_grace_of_a_payment),
+        TEST(test_a_start_that_was_waited_for),
+        TEST(test_what_is_not_active_is_left_alone),
+        TEST(test_credentials),
+        TEST(test_one_that_cannot_be_done_holds_up_no_other),
+        TEST(test_prune),
+        TEST(test_days),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
