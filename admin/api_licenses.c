@@ -681,10 +681,30 @@ static void key_make(struct api *rq, char key[CREDENTIAL_TEXT_MAX], char hash[CR
     AN(credential_hash_presented(rq->admin->keys, str_c(key), hash));
 }
 
+/* The key of a license that is made: one that nobody has, or the one that an import names ("key", which no client may send). */
+static enum err key_choose(struct api *rq, char key[CREDENTIAL_TEXT_MAX], char hash[CREDENTIAL_HASH_MAX], struct str *ret_shown)
+{
+    struct str given = jv_get_str(rq->in, "key");
+    char own[CREDENTIAL_TEXT_MAX];
+    if (!given.p) {
+        key_make(rq, key, hash);
+        *ret_shown = str_sub(str_c(key), 0, KEY_SHOWN_CHARS);
+        return ERR_OK;
+    }
+    key[0] = '\0';
+    if (str_starts(given, S("pgc_")) || !credential_hash_presented(rq->admin->keys, given, hash))
+        return api_fail(rq, ERR_INVALID, "invalid_field", "key", "key: a license key, or 8 to 128 printable characters without blanks at an end");
+    bool is_own = license_key_normalise(given, own);
+    *ret_shown = str_sub(given, 0, is_own || given.n > 4 * KEY_SHOWN_CHARS ? KEY_SHOWN_CHARS : given.n / 4);
+    mem_cleanse(own, sizeof own);
+    return ERR_OK;
+}
+
 static enum err license_create(struct api *rq)
 {
     struct row r = {0};
     struct strbuf cidrs = {0}, metadata = {0};
+    struct str shown = {0};
     char key[CREDENTIAL_TEXT_MAX], hash[CREDENTIAL_HASH_MAX], prefix[API_FIELD_MAX], grant_id[ID_MAX];
     enum err err = check_reference(rq, "customer_id", "SELECT vendor_id FROM customers WHERE id=? AND archived_at=0");
     if (!err)
@@ -701,19 +721,20 @@ static enum err license_create(struct api *rq)
     id_new("lic_", r.id);
     r.customer_id = str_dup(jv_get_str(rq->in, "customer_id"));
     r.application_id = str_dup(jv_get_str(rq->in, "application_id"));
-    key_make(rq, key, hash);
-    err = store_exec(
-        rq->store, NULL, &rq->error,
-        "INSERT INTO licenses (id, vendor_id, customer_id, application_id, name, type, status, starts_at, expires_at, grace_days,"
-        " updates_until, on_expiry, period, allowed_cidrs, upstream_credential_id, metadata, environment, order_number, external_id,"
-        " key_hash, key_prefix, created_at, updated_at)"
-        " VALUES (?,?,?,?,?,?,?,?,?,?,?,?,COALESCE(?,''),COALESCE(?,'[]'),COALESCE(?,''),COALESCE(?,'{}'),COALESCE(?,''),COALESCE(?,''),"
-        "COALESCE(?,''),?,?,?,?)",
-        "zzzzsssiiiisssssssszsii", r.id, rq->vendor_id, r.customer_id, r.application_id, jv_get_str(rq->in, "name"),
-        type.p ? type : S("paid"), status.p ? status : S("inactive"), r.starts_at, r.expires_at, jv_get_int(rq->in, "grace_days", 0),
-        r.updates_until, on_expiry.p ? on_expiry : S("block"), jv_get_str(rq->in, "period"), cidrs_text,
-        jv_get_str(rq->in, "upstream_credential_id"), metadata_text, jv_get_str(rq->in, "environment"), jv_get_str(rq->in, "order_number"),
-        jv_get_str(rq->in, "external_id"), hash, str_sub(str_c(key), 0, KEY_SHOWN_CHARS), rq->now_s, rq->now_s);
+    err = key_choose(rq, key, hash, &shown);
+    if (!err)
+        err = store_exec(
+            rq->store, NULL, &rq->error,
+            "INSERT INTO licenses (id, vendor_id, customer_id, application_id, name, type, status, starts_at, expires_at, grace_days,"
+            " updates_until, on_expiry, period, allowed_cidrs, upstream_credential_id, metadata, environment, order_number, external_id,"
+            " key_hash, key_prefix, created_at, updated_at)"
+            " VALUES (?,?,?,?,?,?,?,?,?,?,?,?,COALESCE(?,''),COALESCE(?,'[]'),COALESCE(?,''),COALESCE(?,'{}'),COALESCE(?,''),COALESCE(?,''),"
+            "COALESCE(?,''),?,?,?,?)",
+            "zzzzsssiiiisssssssszsii", r.id, rq->vendor_id, r.customer_id, r.application_id, jv_get_str(rq->in, "name"),
+            type.p ? type : S("paid"), status.p ? status : S("inactive"), r.starts_at, r.expires_at, jv_get_int(rq->in, "grace_days", 0),
+            r.updates_until, on_expiry.p ? on_expiry : S("block"), jv_get_str(rq->in, "period"), cidrs_text,
+            jv_get_str(rq->in, "upstream_credential_id"), metadata_text, jv_get_str(rq->in, "environment"), jv_get_str(rq->in, "order_number"),
+            jv_get_str(rq->in, "external_id"), hash, shown, rq->now_s, rq->now_s);
     const struct jv *grants = jv_get(rq->in, "grants");
     for (size_t i = 0; !err && i < jv_len(grants); i++) {
         api_field(prefix, "grants[%zu].", i);
@@ -730,7 +751,8 @@ static enum err license_create(struct api *rq)
     if (!err)
         err = license_finish(rq, &r);
     if (!err) {
-        jv_set_c(rq->out, "key", key);
+        if (key[0])
+            jv_set_c(rq->out, "key", key);
         api_created(rq, "/api/v1/licenses/", r.id);
     }
     mem_cleanse(key, sizeof key);

@@ -15,6 +15,8 @@
 #define KEY_CHARS 24    /* of a license key, without dashes */
 #define KEY_RANDOM 20   /* 100 bits */
 #define KEY_TEXT_MAX 64 /* longest spelling that is looked at */
+#define EXTERNAL_MIN 8   /* characters of a license key that was imported */
+#define EXTERNAL_MAX 128
 
 static const char BASE62[] = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 static const char CROCKFORD[] = "0123456789ABCDEFGHJKMNPQRSTVWXYZ";
@@ -153,17 +155,31 @@ void credential_hash(const struct keyring *k, struct str secret, char ret[CREDEN
     ret[2 * SEAL_MAC_LEN] = 0;
 }
 
+/* A license key that another system made: 8 to 128 printable characters. What begins like a secret of ours is either well formed or
+ * garbage, and the admin API's tokens are no password here. */
+static bool key_is_external(struct str s)
+{
+    if (s.n < EXTERNAL_MIN || s.n > EXTERNAL_MAX || s.p[0] == ' ' || s.p[s.n - 1] == ' ')
+        return false;
+    if (s.p[0] == 'p' && s.p[1] == 'g' && s.p[3] == '_')
+        return false;
+    for (size_t i = 0; i < s.n; i++)
+        if ((unsigned char)s.p[i] < 0x20 || (unsigned char)s.p[i] > 0x7e)
+            return false;
+    return true;
+}
+
 bool credential_hash_presented(const struct keyring *k, struct str password, char ret[CREDENTIAL_HASH_MAX])
 {
-    if (credential_well_formed("pgc_", password)) {
-        credential_hash(k, password, ret);
+    char key[CREDENTIAL_TEXT_MAX];
+    if (license_key_normalise(password, key)) {
+        credential_hash(k, str_c(key), ret);
+        mem_cleanse(key, sizeof key);
         return true;
     }
-    char key[CREDENTIAL_TEXT_MAX];
-    if (!license_key_normalise(password, key))
+    if (!credential_well_formed("pgc_", password) && !key_is_external(password))
         return false;
-    credential_hash(k, str_c(key), ret);
-    mem_cleanse(key, sizeof key);
+    credential_hash(k, password, ret);
     return true;
 }
 

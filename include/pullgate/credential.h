@@ -19,7 +19,8 @@ void license_key_new(char ret[CREDENTIAL_TEXT_MAX]);
 bool license_key_normalise(struct str in, char ret[CREDENTIAL_TEXT_MAX]);
 /* HMAC-SHA-256 under pepper.key as hex: what is stored and looked up. */
 void credential_hash(const struct keyring *k, struct str secret, char ret[CREDENTIAL_HASH_MAX]);
-/* Hash of whatever a client presented as a password: a pgc_ secret, or a license key in any spelling. False: neither, refuse at once. */
+/* Hash of whatever a client presented as a password: a pgc_ secret, a license key in any spelling, or an imported license key of 8 to
+ * 128 printable characters as it is. False: it can be none of them, refuse at once. True says nothing about whether anybody has it. */
 bool credential_hash_presented(const struct keyring *k, struct str password, char ret[CREDENTIAL_HASH_MAX]);
 
 #define ID_MAX 32

@@ -173,6 +173,23 @@ static void test_presented(void **state)
     credential_new("pga_", secret); /* an admin's token pulls nothing */
     assert_false(credential_hash_presented(keys, str_c(secret), got));
     assert_false(credential_hash_presented(keys, S("hunter2"), got));
+    credential_new("pgc_", secret);
+    secret[20] = secret[20] == 'x' ? 'y' : 'x'; /* a secret of ours with a slip of the pen is looked up nowhere */
+    assert_false(credential_hash_presented(keys, str_c(secret), got));
+    /* an imported key counts as it is: every character, and its case */
+    credential_hash(keys, S("ACME/2024:4711=="), want);
+    assert_true(credential_hash_presented(keys, S("ACME/2024:4711=="), got));
+    assert_string_equal(want, got);
+    assert_true(credential_hash_presented(keys, S("acme/2024:4711=="), got));
+    assert_string_not_equal(want, got);
+    char many[129];
+    memset(many, 'k', sizeof many);
+    assert_true(credential_hash_presented(keys, (struct str){many, 128}, got));
+    assert_true(credential_hash_presented(keys, (struct str){many, 8}, got));
+    assert_false(credential_hash_presented(keys, (struct str){many, 129}, got));
+    assert_false(credential_hash_presented(keys, S("\xc3\xa4" "bcdefgh"), got));
+    assert_false(credential_hash_presented(keys, S("tab\tinside"), got));
+    assert_false(credential_hash_presented(keys, S(" blanks at an end "), got));
     assert_false(credential_hash_presented(keys, (struct str){NULL, 0}, got));
 }
 
