@@ -1387,6 +1387,21 @@ void edge_req_close_after(struct edge_req *r)
 
 /* ---- refusals --------------------------------------------------------------------------------------------------------------- */
 
+/* The refusal was given to us: nothing more comes of this connection. */
+static void conn_refused(struct conn *c)
+{
+    c->state = FLUSH;
+    c->deadline_ms = 0;
+    if (c->req) {
+        req_give(c->edge, c->req);
+        c->req = NULL;
+    }
+    if (c->broken)
+        conn_cut(c);
+    else if (pending(c) == 0)
+        conn_answered(c);
+}
+
 /* The client gets an answer and the end of the connection; what it sent beyond is never looked at. */
 static void conn_refuse(struct conn *c, int status, const char *why)
 {
@@ -1409,16 +1424,7 @@ static void conn_refuse(struct conn *c, int status, const char *why)
     conn_send(c, sb_str(&e->head), is_head ? S("") : sb_str(&e->body), false);
     if (e->h.on_refused)
         e->h.on_refused(e->h.ctx, c->peer, status, why);
-    c->state = FLUSH;
-    c->deadline_ms = 0;
-    if (c->req) {
-        req_give(e, c->req);
-        c->req = NULL;
-    }
-    if (c->broken)
-        conn_cut(c);
-    else if (pending(c) == 0)
-        conn_answered(c);
+    conn_refused(c);
 }
 
 /* docker and the CRI fall back to HTTP on loopback only when they read "HTTP/" where they expect a TLS record; FACTS 6.1. */
@@ -1435,13 +1441,7 @@ static void refuse_tls_on_plain(struct conn *c)
               S("HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\nClient sent an HTTPS request to an HTTP "
                 "server.\n"),
               (struct str){0}, false);
-    c->state = FLUSH;
-    req_give(e, c->req);
-    c->req = NULL;
-    if (c->broken)
-        conn_cut(c);
-    else if (pending(c) == 0)
-        conn_answered(c);
+    conn_refused(c);
 }
 
 /* ---- bytes in --------------------------------------------------------------------------------------------------------------- */
@@ -1729,12 +1729,7 @@ static void refuse_plain_on_tls(struct conn *c)
               S("HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\nClient sent an HTTP request to an HTTPS "
                 "server.\n"),
               (struct str){0}, false);
-    c->state = FLUSH;
-    c->deadline_ms = 0;
-    if (c->broken)
-        conn_cut(c);
-    else if (pending(c) == 0)
-        conn_answered(c);
+    conn_refused(c);
 }
 
 static void handshake_failed(struct conn *c)

@@ -1200,6 +1200,22 @@ static enum fetch_next op_refuse_length(struct upstream_op *op)
     return op_refuse(op, op->kind == OP_MANIFEST ? ERR_TOO_LARGE : ERR_UPSTREAM, "sends more than is allowed");
 }
 
+/* Its reader was told, which may have cancelled it, and wants next. */
+static enum fetch_next op_told(struct upstream_op *op, enum fetch_next next)
+{
+    op->busy--;
+    if (op->dead) {
+        op_free(op);
+        return FETCH_STOP;
+    }
+    if (next == FETCH_STOP) {
+        op->act = ACT_FAIL;
+        op->err = ERR_CANCELED;
+        snprintf(op->detail, sizeof op->detail, "stopped");
+    }
+    return next;
+}
+
 static void head_fields(struct upstream_op *op, const struct fetch_head *h)
 {
     for (size_t i = 0; i < h->n_fields; i++) {
@@ -1251,18 +1267,7 @@ static enum fetch_next blob_head(struct upstream_op *op, const struct fetch_head
     if (!op->cb.blob.on_head)
         return FETCH_MORE;
     op->busy++;
-    enum fetch_next next = op->cb.blob.on_head(op->ctx, &b);
-    op->busy--;
-    if (op->dead) {
-        op_free(op);
-        return FETCH_STOP;
-    }
-    if (next == FETCH_STOP) {
-        op->act = ACT_FAIL;
-        op->err = ERR_CANCELED;
-        snprintf(op->detail, sizeof op->detail, "stopped");
-    }
-    return next;
+    return op_told(op, op->cb.blob.on_head(op->ctx, &b));
 }
 
 static bool is_redirect(int status)
@@ -1347,18 +1352,7 @@ static enum fetch_next on_body(void *ctx, const void *data, size_t n)
     if (!op->cb.blob.on_body)
         return FETCH_MORE;
     op->busy++;
-    enum fetch_next next = op->cb.blob.on_body(op->ctx, data, n);
-    op->busy--;
-    if (op->dead) {
-        op_free(op);
-        return FETCH_STOP;
-    }
-    if (next == FETCH_STOP) {
-        op->act = ACT_FAIL;
-        op->err = ERR_CANCELED;
-        snprintf(op->detail, sizeof op->detail, "stopped");
-    }
-    return next;
+    return op_told(op, op->cb.blob.on_body(op->ctx, data, n));
 }
 
 /* ---- delivering ------------------------------------------------------------------------------------------------------ */

@@ -154,6 +154,15 @@ static struct flight *flight_new(struct repo *r, enum flight_kind kind, struct s
     return f;
 }
 
+/* The one that is under way already, or a new one, which the caller has to start. */
+static struct flight *flight_join(struct repo *r, enum flight_kind kind, struct str tag, const struct digest *d, bool *ret_new)
+{
+    uint64_t h = flight_hash(r, kind, tag, d);
+    struct flight *f = flight_find(r, kind, tag, d, h);
+    *ret_new = !f;
+    return f ? f : flight_new(r, kind, tag, d, h);
+}
+
 static void flight_unlink(struct flight *f)
 {
     struct flight **at = &repos_flights(f->repo->repos)->table[f->hash % FLIGHT_BUCKETS];
@@ -388,12 +397,10 @@ static void on_manifest(void *ctx, enum err err, const struct upstream_manifest 
 
 struct flight *repo_manifest(struct repo *r, const struct digest *d, struct waiter *w, waiter_fn *fn, void *ctx)
 {
-    uint64_t h = flight_hash(r, FLIGHT_MANIFEST, S(""), d);
-    struct flight *f = flight_find(r, FLIGHT_MANIFEST, S(""), d, h);
-    if (!f) {
-        f = flight_new(r, FLIGHT_MANIFEST, S(""), d, h);
+    bool is_new;
+    struct flight *f = flight_join(r, FLIGHT_MANIFEST, S(""), d, &is_new);
+    if (is_new)
         flight_get_upstream(f);
-    }
     waiter_add(&f->waiters, w, fn, ctx);
     return f;
 }
@@ -432,10 +439,9 @@ static void on_tag(void *ctx, enum err err, const struct upstream_manifest *m, c
 
 struct flight *repo_resolve(struct repo *r, struct str tag, bool want_bytes, struct waiter *w, waiter_fn *fn, void *ctx)
 {
-    uint64_t h = flight_hash(r, FLIGHT_TAG, tag, NULL);
-    struct flight *f = flight_find(r, FLIGHT_TAG, tag, NULL, h);
-    if (!f) {
-        f = flight_new(r, FLIGHT_TAG, tag, NULL, h);
+    bool is_new;
+    struct flight *f = flight_join(r, FLIGHT_TAG, tag, NULL, &is_new);
+    if (is_new) {
         f->want_bytes = want_bytes;
         flight_get_upstream(f);
     }
@@ -486,12 +492,10 @@ static void on_list(void *ctx, enum err err, const struct str *tags, size_t n, c
 
 struct flight *repo_list(struct repo *r, struct waiter *w, waiter_fn *fn, void *ctx)
 {
-    uint64_t h = flight_hash(r, FLIGHT_LIST, S(""), NULL);
-    struct flight *f = flight_find(r, FLIGHT_LIST, S(""), NULL, h);
-    if (!f) {
-        f = flight_new(r, FLIGHT_LIST, S(""), NULL, h);
+    bool is_new;
+    struct flight *f = flight_join(r, FLIGHT_LIST, S(""), NULL, &is_new);
+    if (is_new)
         flight_get_upstream(f);
-    }
     waiter_add(&f->waiters, w, fn, ctx);
     return f;
 }
@@ -668,10 +672,9 @@ struct flight *repo_closure(struct repo *r, uint32_t root, struct waiter *w, wai
     struct worker *wk = repos_worker(r->repos);
     const struct ci_root *cr = closureindex_root(r->index, root);
     closureindex_node(r->index, cr->node, &n);
-    uint64_t h = flight_hash(r, FLIGHT_CLOSURE, S(""), &n.digest);
-    struct flight *f = flight_find(r, FLIGHT_CLOSURE, S(""), &n.digest, h);
-    if (!f) {
-        f = flight_new(r, FLIGHT_CLOSURE, S(""), &n.digest, h);
+    bool is_new;
+    struct flight *f = flight_join(r, FLIGHT_CLOSURE, S(""), &n.digest, &is_new);
+    if (is_new) {
         bool begun = closureindex_state(r->index, cr->node) == CI_LOADED && cr->n_manifests == 1;
         if (wk->cache && cache_is_up(wk->cache) && !begun && !needs_proof(r, cr->node)) {
             struct strbuf key = {0};
@@ -851,15 +854,14 @@ static void on_referrers(void *ctx, enum err err, struct str index_bytes, const 
 struct flight *repo_referrers(struct repo *r, uint32_t node, struct waiter *w, waiter_fn *fn, void *ctx)
 {
     struct node n;
+    char text[DIGEST_TEXT_MAX];
+    bool is_new;
     closureindex_node(r->index, node, &n);
-    uint64_t h = flight_hash(r, FLIGHT_REFERRERS, S(""), &n.digest);
-    struct flight *f = flight_find(r, FLIGHT_REFERRERS, S(""), &n.digest, h);
-    if (!f) {
-        char text[DIGEST_TEXT_MAX];
-        digest_text(&n.digest, text);
-        *strchr(text, ':') = '-'; /* the fallback tag: distribution-spec 1.1 "Referrers Tag Schema" */
-        text[OCI_TAG_MAX] = 0;
-        f = flight_new(r, FLIGHT_REFERRERS, str_c(text), &n.digest, h);
+    digest_text(&n.digest, text);
+    *strchr(text, ':') = '-'; /* the fallback tag: distribution-spec 1.1 "Referrers Tag Schema" */
+    text[OCI_TAG_MAX] = 0;
+    struct flight *f = flight_join(r, FLIGHT_REFERRERS, str_c(text), &n.digest, &is_new);
+    if (is_new) {
         f->merged = jv_array();
         flight_get_upstream(f);
     }

@@ -317,14 +317,7 @@ enum next discovery_start(struct exchange *ex)
         return NEXT_DONE;
     if (ex->is_bearer && !ex->token_covers)
         return authn_refuse(ex, S("the token does not cover this repository"), REASON_UNKNOWN, false);
-    d->ask = (struct content_ask){
-        .customer = ex->customer,
-        .repository = ex->repository,
-        .credential = ex->credential->credential,
-        .request = &ex->oci,
-        .client_addr = edge_req_peer_addr(ex->req),
-        .degraded = ex->degraded,
-    };
+    d->ask = exchange_asks(ex);
     d->content_op = ex->oci.kind == OCI_TAGS ? content_tags(ex->w->content, &d->ask, on_tags, d)
                                              : content_referrers(ex->w->content, &d->ask, on_referrers, d);
     return NEXT_WAIT;

@@ -327,6 +327,18 @@ static enum next answer_given(struct exchange *ex)
     return respond_manifest(ex);
 }
 
+struct content_ask exchange_asks(const struct exchange *ex)
+{
+    return (struct content_ask){
+        .customer = ex->customer,
+        .repository = ex->repository,
+        .credential = ex->credential->credential,
+        .request = &ex->oci,
+        .client_addr = edge_req_peer_addr(ex->req),
+        .degraded = ex->degraded,
+    };
+}
+
 static enum next step_answer(struct exchange *ex)
 {
     if (ex->waited && ex->facts_us == 0)
@@ -346,15 +358,8 @@ static enum next step_answer(struct exchange *ex)
     case OCI_UPLOAD:
         WRONG("routed already");
     }
-    ex->ask = (struct content_ask){
-        .customer = ex->customer,
-        .repository = ex->repository,
-        .credential = ex->credential->credential,
-        .request = &ex->oci,
-        .client_addr = edge_req_peer_addr(ex->req),
-        .degraded = ex->degraded,
-        .want_bytes = ex->oci.kind == OCI_MANIFEST && !ex->is_head,
-    };
+    ex->ask = exchange_asks(ex);
+    ex->ask.want_bytes = ex->oci.kind == OCI_MANIFEST && !ex->is_head;
     sb_free(&ex->answer.message);
     memset(&ex->answer, 0, sizeof ex->answer);
     ex->w->on_behalf = customer_mark(ex->customer);

@@ -125,6 +125,9 @@ void exchange_end(struct exchange *ex, enum end cause);
 /* A dependency could not tell: try this step again in a moment while hold_until_ms allows (NEXT_WAIT), else 503 (NEXT_DONE). */
 enum next exchange_hold_or_fail(struct exchange *ex, enum err err, unsigned retry_after_s, const char *detail);
 
+/* What it asks of content.h. */
+struct content_ask exchange_asks(const struct exchange *ex);
+
 /* Too busy for this one right now: true when it begins again in its turn, false when it has waited long enough. */
 bool exchange_wait_turn(struct exchange *ex);
 void exchange_on_turn(struct turn *t); /* for turns_new() */

@@ -3,7 +3,6 @@
 #define TESTS_REDIS_SERVER_H
 
 #include <arpa/inet.h>
-#include <dirent.h>
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <signal.h>
@@ -18,6 +17,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "directory.h"
+
 struct redis_server {
     pid_t pid;
     int port;
@@ -26,22 +27,6 @@ struct redis_server {
     char unix_url[128];
     char password[32]; /* "" none */
 };
-
-/* A directory of plain files, as tests make them. */
-static inline void directory_remove(const char *dir)
-{
-    char path[512];
-    struct dirent *e;
-    DIR *d = opendir(dir);
-    while (d && (e = readdir(d)))
-        if (e->d_name[0] != '.') {
-            snprintf(path, sizeof path, "%s/%s", dir, e->d_name);
-            unlink(path);
-        }
-    if (d)
-        closedir(d);
-    rmdir(dir);
-}
 
 static inline void redis_pause_ms(long ms)
 {
@@ -117,7 +102,7 @@ static inline void redis_stop(struct redis_server *r)
 static inline void redis_end(struct redis_server *r)
 {
     redis_stop(r);
-    directory_remove(r->dir);
+    (void)directory_remove(r->dir);
     memset(r, 0, sizeof *r);
 }
 

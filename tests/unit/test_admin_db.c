@@ -1,5 +1,4 @@
 /* The admin's database threads, its outbox and its audit chain. Their sources are no part of the library. */
-#include <ftw.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -14,6 +13,8 @@
 #include "../../admin/db.c"
 #include "../../admin/outbox.c"
 #include "../../admin/schema.c"
+
+#include "directory.h"
 
 struct place {
     char dir[64];
@@ -46,19 +47,13 @@ static int setup(void **state)
     return 0;
 }
 
-static int remove_one(const char *path, const struct stat *st, int kind, struct FTW *ftw)
-{
-    (void)st, (void)kind, (void)ftw;
-    return remove(path);
-}
-
 static int teardown(void **state)
 {
     struct place *p = *state;
     db_stop(&p->reader);
     db_stop(&p->writer);
     keyring_free(p->ring);
-    assert_int_equal(nftw(p->dir, remove_one, 8, FTW_DEPTH | FTW_PHYS), 0);
+    assert_int_equal(directory_remove(p->dir), 0);
     mem_free(p);
     return 0;
 }

@@ -24,7 +24,7 @@
 #include "pullgate/mem.h"
 #include "pullgate/seal.h"
 
-#include "redis_server.h" /* directory_remove */
+#include "directory.h"
 
 /* ---- clock, loop ------------------------------------------------------------------------------ */
 

@@ -4,7 +4,6 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
-#include <ftw.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,6 +13,8 @@
 #include <cmocka.h>
 
 #include "pullgate/mem.h"
+
+#include "directory.h"
 
 static char dir[64];
 static struct keyring *keys;
@@ -26,17 +27,11 @@ static int setup(void **state)
     return mkdtemp(dir) && keyring_open(dir, true, &keys, &e) == ERR_OK ? 0 : -1;
 }
 
-static int remove_entry(const char *path, const struct stat *st, int type, struct FTW *at)
-{
-    (void)st, (void)type, (void)at;
-    return remove(path);
-}
-
 static int teardown(void **state)
 {
     (void)state;
     keyring_free(keys);
-    return nftw(dir, remove_entry, 8, FTW_DEPTH | FTW_PHYS);
+    return directory_remove(dir);
 }
 
 static void test_secret_form(void **state)

@@ -1,5 +1,4 @@
 /* The form of what stands in Redis: what was written comes back, and nothing else is believed. */
-#include <ftw.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -12,6 +11,8 @@
 #include <cmocka.h>
 
 #include "pullgate/projection.h"
+
+#include "directory.h"
 
 static struct keyring *keys, *other_keys;
 static char dirs[2][64];
@@ -27,21 +28,13 @@ static int open_keys(void **state)
     return keyring_open(dirs[0], true, &keys, NULL) || keyring_open(dirs[1], true, &other_keys, NULL) ? -1 : 0;
 }
 
-static int remove_one(const char *path, const struct stat *st, int type, struct FTW *where)
-{
-    (void)st;
-    (void)type;
-    (void)where;
-    return remove(path);
-}
-
 static int close_keys(void **state)
 {
     (void)state;
     keyring_free(keys);
     keyring_free(other_keys);
     for (int i = 0; i < 2; i++)
-        if (nftw(dirs[i], remove_one, 4, FTW_DEPTH | FTW_PHYS))
+        if (directory_remove(dirs[i]))
             return -1;
     return 0;
 }

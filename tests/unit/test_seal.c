@@ -2,7 +2,6 @@
 #include "pullgate/seal.h"
 
 #include <fcntl.h>
-#include <ftw.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -17,6 +16,8 @@
 #include "pullgate/clock.h"
 #include "pullgate/mem.h"
 
+#include "directory.h"
+
 static char dir[64];
 
 static int setup(void **state)
@@ -26,16 +27,10 @@ static int setup(void **state)
     return mkdtemp(dir) ? 0 : -1;
 }
 
-static int remove_entry(const char *path, const struct stat *st, int type, struct FTW *at)
-{
-    (void)st, (void)type, (void)at;
-    return remove(path);
-}
-
 static int teardown(void **state)
 {
     (void)state;
-    return nftw(dir, remove_entry, 8, FTW_DEPTH | FTW_PHYS);
+    return directory_remove(dir);
 }
 
 static char *keys_path(void)

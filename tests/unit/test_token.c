@@ -2,7 +2,6 @@
  * right signature, so that a row fails for its own reason and no other. */
 #include "pullgate/token.h"
 
-#include <ftw.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -13,6 +12,8 @@
 #include <cmocka.h>
 
 #include "pullgate/mem.h"
+
+#include "directory.h"
 
 #define NOW 1800000000
 #define CRED "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff"
@@ -32,18 +33,12 @@ static int setup(void **state)
     return keyring_open(dir, true, &keys, &e) == ERR_OK && keyring_open(sub, true, &foreign, &e) == ERR_OK ? 0 : -1;
 }
 
-static int remove_entry(const char *path, const struct stat *st, int type, struct FTW *at)
-{
-    (void)st, (void)type, (void)at;
-    return remove(path);
-}
-
 static int teardown(void **state)
 {
     (void)state;
     keyring_free(keys);
     keyring_free(foreign);
-    return nftw(dir, remove_entry, 8, FTW_DEPTH | FTW_PHYS);
+    return directory_remove(dir);
 }
 
 static enum err verify(struct str token, struct token_claims *c, struct strbuf *scratch)
