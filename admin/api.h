@@ -102,6 +102,8 @@ struct api {
     char *location; /* of a created object */
     char *etag;     /* bare, without quotes */
     unsigned retry_after_s;
+    unsigned cache_s;        /* anyone may keep the answer this long; 0: nobody may */
+    bool is_failed_sign_in;  /* the body held a wrong secret: counted as a failed sign-in of the address */
 
     /* a refusal: set by api_fail() */
     struct error error;
@@ -133,6 +135,8 @@ typedef enum err api_fn(struct api *rq);
 #define ROUTE_PLAIN    16u /* answer is no JSON object of a schema */
 #define ROUTE_COUNT    32u /* a list that takes count=1 */
 #define ROUTE_HASHES   64u /* a password is hashed: run is called twice, first with rq->is_hashing in the thread for that, then in the writer */
+#define ROUTE_READS    256u /* a POST that changes nothing: runs on the reading connection, as a GET does */
+#define ROUTE_WRITES   512u /* a GET that leaves a trace: runs on the writing connection, in a transaction, with an audit row */
 struct query_param {
     const char *name; /* NULL ends the list; "metadata.*": every name that begins with "metadata." */
     const char *about;

@@ -15,6 +15,8 @@ extern const struct route JOB_ROUTES[];         /* jobs.c: what the clock could 
 extern const struct route EXPLAIN_ROUTES[];     /* explain.c */
 extern const struct route PLAN_ROUTES[];        /* api_plans.c */
 extern const struct route COUPON_ROUTES[];      /* api_coupons.c */
+extern const struct route SIGNER_ROUTES[];      /* signer.c: the keys that sign */
+extern const struct route KEY_ROUTES[];         /* api_keys.c: validation, license files, revocation lists */
 extern const struct route META_ROUTES[];        /* openapi.c */
 
 /* Whether the caller may give somebody the role: at most his own, and an operator only in the first vendor (api_vendors.c). */

@@ -635,11 +635,17 @@ out:
     return err;
 }
 
+/* Runs on the writing connection, inside a transaction. */
+static bool route_writes(const struct api *rq)
+{
+    return rq->method == HEAD_GET ? rq->route->flags & ROUTE_WRITES : !(rq->route->flags & ROUTE_READS);
+}
+
 /* A change that was refused leaves a row too: who tried what. Nothing else of it is kept. */
 static void exchange_audit_refusal(struct exchange *ex, enum err refused)
 {
     struct api *rq = &ex->rq;
-    if (!rq->actor || !rq->vendor_id || !rq->route || rq->method == HEAD_GET || rq->route->flags & (ROUTE_NO_AUDIT | ROUTE_SLOW) ||
+    if (!rq->actor || !rq->vendor_id || !rq->route || !route_writes(rq) || rq->route->flags & (ROUTE_NO_AUDIT | ROUTE_SLOW) ||
         rq->role == ROLE_CUSTOMER || refused == ERR_UNAVAILABLE || refused == ERR_TOO_MANY)
         return;
     struct error kept = rq->error;
@@ -672,7 +678,10 @@ static enum err exchange_steps(struct exchange *ex)
             exchange_answer(ex);
         return err;
     }
-    return rq->method == HEAD_GET ? exchange_read(ex) : exchange_write(ex);
+    err = route_writes(rq) ? exchange_write(ex) : exchange_read(ex);
+    if (!err && rq->is_failed_sign_in && exchange_count_failure(ex, ERR_UNAUTHN) == ERR_TOO_MANY)
+        err = ERR_TOO_MANY;
+    return err;
 }
 
 static void exchange_finish(void *arg);
@@ -701,18 +710,27 @@ static void exchange_done(void *arg, enum err err)
 
 /* ---- the loop's side --------------------------------------------------------------------------------------------------- */
 
-static void fields_common(struct strbuf *f, const char *type)
+static void fields_cached(struct strbuf *f, const char *type, unsigned cache_s)
 {
-    sb_addc(f, "Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\nReferrer-Policy: no-referrer\r\n"
+    if (cache_s)
+        sb_addf(f, "Cache-Control: public, max-age=%u\r\n", cache_s);
+    else
+        sb_addc(f, "Cache-Control: no-store\r\n");
+    sb_addc(f, "X-Content-Type-Options: nosniff\r\nReferrer-Policy: no-referrer\r\n"
                "Content-Security-Policy: default-src 'none'; frame-ancestors 'none'\r\n");
     if (type)
         sb_addf(f, "Content-Type: %s\r\n", type);
 }
 
+static void fields_common(struct strbuf *f, const char *type)
+{
+    fields_cached(f, type, 0);
+}
+
 static void exchange_fields(struct exchange *ex, struct strbuf *f)
 {
     struct api *rq = &ex->rq;
-    fields_common(f, ex->answer_type);
+    fields_cached(f, ex->answer_type, rq->status == 200 ? rq->cache_s : 0);
     sb_addf(f, "X-Request-Id: %s\r\n", rq->request_id);
     if (rq->location && rq->status == 201)
         sb_addf(f, "Location: %s\r\n", rq->location);
@@ -961,14 +979,14 @@ static void on_request(void *ctx, struct edge_req *req)
     if (http_health(h, req, false))
         return;
     const struct head *head = edge_req_head(req);
-    if (!str_starts(head->path, S("/api/v1/")) && !str_starts(head->path, S("/portal/v1/"))) {
+    if (!str_starts(head->path, S("/api/v1/")) && !str_starts(head->path, S("/portal/v1/")) && !str_starts(head->path, S("/.well-known/"))) {
         h->answers[4]++;
         reply_problem(req, 404, "not_found", err_text(ERR_NOT_FOUND), 0);
         return;
     }
     struct exchange *ex = exchange_new(h, req);
     const struct route *r = ex->rq.route;
-    struct db *lane = r && r->flags & ROUTE_SLOW ? h->admin->slow : !r || ex->rq.method == HEAD_GET ? h->admin->reader : h->admin->writer;
+    struct db *lane = r && r->flags & ROUTE_SLOW ? h->admin->slow : !r || !route_writes(&ex->rq) ? h->admin->reader : h->admin->writer;
     if (db_post(lane, DB_PLAIN, exchange_run, ex, exchange_done)) {
         h->unavailable++;
         ex->err = api_fail(&ex->rq, ERR_UNAVAILABLE, "busy", NULL, "too many requests are waiting");

@@ -26,6 +26,7 @@
 #include "pullgate/sandbox.h"
 #include "pullgate/seal.h"
 #include "pullgate/str.h"
+#include "signer.h"
 #include "start.h"
 #include "sync.h"
 
@@ -197,6 +198,8 @@ static enum err start_all(struct process *p, struct error *reterr)
         err = keyring_open(a->cfg->keys.path, true, &a->keys, reterr);
     if (!err)
         err = start_databases(a, reterr);
+    if (!err)
+        err = signer_start(a, reterr);
     if (!err)
         err = start_vendor(a, reterr);
     if (!err)

@@ -563,6 +563,25 @@ static enum err portal_versions(struct api *rq)
     return e;
 }
 
+/* GET /api/v1/licenses/{id}/versions: the same list for one license of the caller's vendor, to whoever runs it. */
+static enum err license_versions(struct api *rq)
+{
+    struct store_stmt *st = NULL;
+    bool row = false;
+    enum err e = store_query(rq->store, &st, &rq->error, "SELECT id, customer_id FROM licenses WHERE id=? AND vendor_id=? AND archived_at=0", "sz",
+                             rq->params[0], rq->vendor_id);
+    if (!e)
+        e = store_step(st, &row, &rq->error);
+    if (!e && !row)
+        e = api_not_found(rq, "license");
+    if (!e) {
+        rq->license_id = str_dup(store_col_str(st, 0));
+        rq->customer_id = str_dup(store_col_str(st, 1));
+    }
+    store_done(&st);
+    return e ? e : portal_versions(rq);
+}
+
 /* ---- licenses ---------------------------------------------------------------------------------- */
 
 static enum err grants_print(struct api *rq, struct str license_id, struct jv *list)
@@ -846,6 +865,14 @@ const struct route PORTAL_ROUTES[] = {
      .params = VERSION_PARAMS,
      .action = "portal.version.list",
      .about = "Versions that can be pulled now, and how."},
+    {.method = HEAD_GET,
+     .path = "/api/v1/licenses/{id}/versions",
+     .run = license_versions,
+     .role = ROLE_VIEWER,
+     .flags = ROUTE_LIST | ROUTE_SLOW,
+     .answer = &VERSION_SCHEMA,
+     .action = "license.versions",
+     .about = "Versions that can be pulled now under this license, from the caller's address, and how."},
     {.method = HEAD_GET,
      .path = "/portal/v1/licenses",
      .run = portal_licenses,

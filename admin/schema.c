@@ -393,7 +393,55 @@ static const char MIGRATION_4[] =
 
 /* License files, leases, bundles */
 static const char MIGRATION_5[] =
-    "SELECT 1;\n"; /* license files, leases, bundles: tables follow */
+    "ALTER TABLE licenses ADD COLUMN file_downloaded_at INTEGER NOT NULL DEFAULT 0;\n"
+    "ALTER TABLE licenses ADD COLUMN last_validated_at INTEGER NOT NULL DEFAULT 0;\n"
+
+    /* Which key of keys.path signs, and which signatures are still to be believed: the newest that is not retired signs; all but
+     * compromised ones stand in the JWK set. The public half is kept here, so that the set is whole without the file. */
+    "CREATE TABLE signing_keys ("
+    " kid TEXT PRIMARY KEY, public_key TEXT NOT NULL," /* base64url */
+    " created_at INTEGER NOT NULL, retired_at INTEGER NOT NULL DEFAULT 0, compromised INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;\n"
+
+    /* License files that were given out. The serial ascends for each license and moves only when what the file says does, or when
+     * another key signs; content is the hash of that. */
+    "CREATE TABLE license_files ("
+    " license_id TEXT NOT NULL REFERENCES licenses(id), serial INTEGER NOT NULL, content TEXT NOT NULL, kid TEXT NOT NULL,"
+    " key_prefix TEXT NOT NULL, body TEXT NOT NULL, issued_at INTEGER NOT NULL,"
+    " revoked_at INTEGER NOT NULL DEFAULT 0, revoked_reason TEXT NOT NULL DEFAULT '',"
+    " downloads INTEGER NOT NULL DEFAULT 0, downloaded_at INTEGER NOT NULL DEFAULT 0, downloaded_by TEXT NOT NULL DEFAULT '',"
+    " PRIMARY KEY (license_id, serial)) WITHOUT ROWID;\n"
+
+    /* What revocation lists say, in order; kept by triggers, so that every way to end a license or its key is on the list. serial 0:
+     * every file of the license, else this one and those before it. The highest id of a vendor is its list's number. The list is public: no text
+     * of a person stands in it. */
+    "CREATE TABLE revocations ("
+    " id INTEGER PRIMARY KEY AUTOINCREMENT, vendor_id TEXT NOT NULL, license_id TEXT NOT NULL, serial INTEGER NOT NULL,"
+    " key_prefix TEXT NOT NULL, revoked_at INTEGER NOT NULL, reason TEXT NOT NULL);\n"
+    "CREATE INDEX revocations_vendor ON revocations(vendor_id, id);\n"
+    "CREATE TRIGGER licenses_revoked AFTER UPDATE OF status ON licenses WHEN NEW.status='revoked' AND OLD.status<>'revoked' BEGIN"
+    " INSERT INTO revocations (vendor_id, license_id, serial, key_prefix, revoked_at, reason)"
+    "  VALUES (OLD.vendor_id, OLD.id, 0, OLD.key_prefix, NEW.updated_at, 'revoked');"
+    " UPDATE license_files SET revoked_at=NEW.updated_at, revoked_reason='revoked' WHERE license_id=OLD.id AND revoked_at=0; END;\n"
+    "CREATE TRIGGER licenses_archived AFTER UPDATE OF archived_at ON licenses"
+    " WHEN NEW.archived_at<>0 AND OLD.archived_at=0 AND OLD.status<>'revoked' BEGIN"
+    " INSERT INTO revocations (vendor_id, license_id, serial, key_prefix, revoked_at, reason)"
+    "  VALUES (OLD.vendor_id, OLD.id, 0, OLD.key_prefix, NEW.archived_at, 'deleted');"
+    " UPDATE license_files SET revoked_at=NEW.archived_at, revoked_reason='deleted' WHERE license_id=OLD.id AND revoked_at=0; END;\n"
+    "CREATE TRIGGER licenses_rekeyed AFTER UPDATE OF key_hash, customer_id, vendor_id ON licenses"
+    " WHEN OLD.key_hash<>'' AND (NEW.key_hash<>OLD.key_hash OR NEW.customer_id<>OLD.customer_id OR NEW.vendor_id<>OLD.vendor_id) BEGIN"
+    " INSERT INTO revocations (vendor_id, license_id, serial, key_prefix, revoked_at, reason)"
+    "  SELECT OLD.vendor_id, OLD.id, max(serial), OLD.key_prefix, NEW.updated_at, 'superseded' FROM license_files"
+    "  WHERE license_id=OLD.id HAVING max(serial) IS NOT NULL;"
+    " UPDATE license_files SET revoked_at=NEW.updated_at, revoked_reason='superseded' WHERE license_id=OLD.id AND revoked_at=0; END;\n"
+
+    /* Where a license is used: by what an application says at validation, by what pulls. */
+    "CREATE TABLE license_instances ("
+    " license_id TEXT NOT NULL REFERENCES licenses(id), fingerprint TEXT NOT NULL,"
+    " kind TEXT NOT NULL CHECK (kind IN ('pull','validate')),"
+    " address TEXT NOT NULL DEFAULT '', agent TEXT NOT NULL DEFAULT ''," /* pull: the client's name; validate: host and version */
+    " first_seen_at INTEGER NOT NULL, last_seen_at INTEGER NOT NULL, revoked_at INTEGER NOT NULL DEFAULT 0,"
+    " PRIMARY KEY (license_id, fingerprint)) WITHOUT ROWID;\n"
+    "CREATE INDEX license_instances_seen ON license_instances(license_id, last_seen_at);\n";
 
 /* What is used of a license, by window; see usage.h. */
 static const char MIGRATION_6[] =

@@ -29,7 +29,7 @@
 #define NONCE_LEN 12
 #define TAG_LEN 16
 #define SEAL_FORM 1 /* first byte of a sealed text: AES-256-GCM, 96-bit nonce, 128-bit tag */
-#define KID_LEN 16
+#define KID_LEN (SEAL_KID_MAX - 1)
 #define TOKEN_KEYS_MAX 4
 #define KEY_FILE_MAX 256 /* a key file is 65 bytes; anything much longer is something else */
 
@@ -231,6 +231,8 @@ struct keyring {
     uint8_t seal[KEY_LEN];
     struct token_key token[TOKEN_KEYS_MAX]; /* newest first */
     size_t n_token;
+    struct token_key license[KEYRING_LICENSE_KEYS_MAX]; /* only appended to, while others read: n_license is stored last */
+    size_t n_license;
 };
 
 static const char *const KEY_FILES[] = {
@@ -305,17 +307,23 @@ static enum err key_write(int dir, const char *path, const char *name, const uin
     return ERR_OK;
 }
 
+static void kid_of(const uint8_t public_key[KEY_LEN], char ret[KID_LEN + 1])
+{
+    static const char digits[] = "0123456789abcdef";
+    uint8_t hash[32];
+    seal_sha256((struct str){(const char *)public_key, KEY_LEN}, hash);
+    for (size_t i = 0; i < KID_LEN; i++)
+        ret[i] = digits[i % 2 ? hash[i / 2] & 15 : hash[i / 2] >> 4];
+    ret[KID_LEN] = 0;
+}
+
 static EVP_PKEY *ed25519_of_seed(const uint8_t seed[KEY_LEN], char ret_kid[KID_LEN + 1])
 {
     EVP_PKEY *pkey = EVP_PKEY_new_raw_private_key_ex(NULL, "ED25519", NULL, seed, KEY_LEN);
-    uint8_t pub[KEY_LEN], hash[32];
+    uint8_t pub[KEY_LEN];
     size_t n = sizeof pub;
     AN(pkey && EVP_PKEY_get_raw_public_key(pkey, pub, &n) == 1 && n == KEY_LEN);
-    seal_sha256((struct str){(const char *)pub, n}, hash);
-    static const char digits[] = "0123456789abcdef";
-    for (size_t i = 0; i < KID_LEN; i++)
-        ret_kid[i] = digits[i % 2 ? hash[i / 2] & 15 : hash[i / 2] >> 4];
-    ret_kid[KID_LEN] = 0;
+    kid_of(pub, ret_kid);
     return pkey;
 }
 
@@ -345,8 +353,12 @@ static void token_key_insert(struct keyring *k, struct token_key *take)
     k->n_token++;
 }
 
-static enum err token_keys_read(int dir, const char *path, struct keyring *k, struct error *reterr)
+typedef void signing_key_taker(struct keyring *k, struct token_key *take);
+
+/* Every <prefix><kid>.key of the directory is handed to `take`. */
+static enum err signing_keys_read(int dir, const char *path, const char *prefix, signing_key_taker *take, struct keyring *k, struct error *reterr)
 {
+    size_t skip = strlen(prefix);
     int fd = openat(dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     DIR *d = fd < 0 ? NULL : fdopendir(fd);
     if (!d) {
@@ -357,7 +369,7 @@ static enum err token_keys_read(int dir, const char *path, struct keyring *k, st
     enum err err = ERR_OK;
     for (struct dirent *e; !err && (e = readdir(d));) {
         struct str name = str_c(e->d_name);
-        if (!str_starts(name, S("token-")) || !str_ends(name, S(".key")))
+        if (!str_starts(name, str_c(prefix)) || !str_ends(name, S(".key")))
             continue;
         uint8_t seed[KEY_LEN];
         struct token_key t = {0};
@@ -366,26 +378,38 @@ static enum err token_keys_read(int dir, const char *path, struct keyring *k, st
             break;
         t.pkey = ed25519_of_seed(seed, t.kid);
         mem_cleanse(seed, sizeof seed);
-        if (!str_eq_c(str_sub(name, 6, name.n - 10), t.kid)) {
+        if (!str_eq_c(str_sub(name, skip, name.n - skip - 4), t.kid)) {
             EVP_PKEY_free(t.pkey);
             err = error_set(reterr, ERR_UNAVAILABLE, "key file %s/%s holds the key %s: it was renamed or damaged", path, e->d_name, t.kid);
             break;
         }
-        token_key_insert(k, &t);
+        take(k, &t);
     }
     closedir(d);
     return err;
 }
 
-static enum err token_key_create(int dir, const char *path, struct keyring *k, struct error *reterr)
+static enum err signing_key_create(int dir, const char *path, const char *prefix, char ret_kid[KID_LEN + 1], struct error *reterr)
 {
     uint8_t seed[KEY_LEN];
-    char kid[KID_LEN + 1], name[64];
+    char name[64];
     seal_random(seed, sizeof seed);
-    EVP_PKEY_free(ed25519_of_seed(seed, kid));
-    snprintf(name, sizeof name, "token-%s.key", kid);
+    EVP_PKEY_free(ed25519_of_seed(seed, ret_kid));
+    snprintf(name, sizeof name, "%s%s.key", prefix, ret_kid);
     enum err err = key_write(dir, path, name, seed, reterr);
     mem_cleanse(seed, sizeof seed);
+    return err;
+}
+
+static enum err token_keys_read(int dir, const char *path, struct keyring *k, struct error *reterr)
+{
+    return signing_keys_read(dir, path, "token-", token_key_insert, k, reterr);
+}
+
+static enum err token_key_create(int dir, const char *path, struct keyring *k, struct error *reterr)
+{
+    char kid[KID_LEN + 1];
+    enum err err = signing_key_create(dir, path, "token-", kid, reterr);
     return err ? err : token_keys_read(dir, path, k, reterr);
 }
 
@@ -451,6 +475,8 @@ void keyring_free(struct keyring *k)
         return;
     for (size_t i = 0; i < k->n_token; i++)
         EVP_PKEY_free(k->token[i].pkey);
+    for (size_t i = 0; i < k->n_license; i++)
+        EVP_PKEY_free(k->license[i].pkey);
     mem_free_secret(k, sizeof *k);
 }
 
@@ -613,30 +639,124 @@ const char *keyring_token_kid(const struct keyring *k)
     return k->token[0].kid;
 }
 
-void keyring_token_sign(const struct keyring *k, struct str data, uint8_t ret_sig[64])
+static void ed25519_sign(EVP_PKEY *pkey, struct str data, uint8_t ret_sig[64])
 {
     EVP_MD_CTX *ctx = EVP_MD_CTX_new();
     size_t n = 64;
     AN(ctx);
-    AN(EVP_DigestSignInit_ex(ctx, NULL, NULL, NULL, NULL, k->token[0].pkey, NULL) == 1);
+    AN(EVP_DigestSignInit_ex(ctx, NULL, NULL, NULL, NULL, pkey, NULL) == 1);
     AN(EVP_DigestSign(ctx, ret_sig, &n, (const uint8_t *)data.p, data.n) == 1);
     AN(n == 64);
     EVP_MD_CTX_free(ctx);
 }
 
+static bool ed25519_verify(EVP_PKEY *pkey, struct str data, const uint8_t sig[64])
+{
+    EVP_MD_CTX *ctx = EVP_MD_CTX_new();
+    AN(ctx);
+    bool ok = EVP_DigestVerifyInit_ex(ctx, NULL, NULL, NULL, NULL, pkey, NULL) == 1 &&
+              EVP_DigestVerify(ctx, sig, 64, (const uint8_t *)data.p, data.n) == 1;
+    EVP_MD_CTX_free(ctx);
+    return ok;
+}
+
+void keyring_token_sign(const struct keyring *k, struct str data, uint8_t ret_sig[64])
+{
+    ed25519_sign(k->token[0].pkey, data, ret_sig);
+}
+
 bool keyring_token_verify(const struct keyring *k, struct str kid, struct str data, const uint8_t sig[64])
 {
-    for (size_t i = 0; i < k->n_token; i++) {
-        if (!str_eq_c(kid, k->token[i].kid))
-            continue;
-        EVP_MD_CTX *ctx = EVP_MD_CTX_new();
-        AN(ctx);
-        bool ok = EVP_DigestVerifyInit_ex(ctx, NULL, NULL, NULL, NULL, k->token[i].pkey, NULL) == 1 &&
-                  EVP_DigestVerify(ctx, sig, 64, (const uint8_t *)data.p, data.n) == 1;
-        EVP_MD_CTX_free(ctx);
-        return ok;
-    }
+    for (size_t i = 0; i < k->n_token; i++)
+        if (str_eq_c(kid, k->token[i].kid))
+            return ed25519_verify(k->token[i].pkey, data, sig);
     return false;
+}
+
+/* ---- license signatures ------------------------------------------------------------------------------------------ */
+
+#define LICENSE_PREFIX "license-"
+
+static void license_key_append(struct keyring *k, struct token_key *take)
+{
+    size_t n = __atomic_load_n(&k->n_license, __ATOMIC_RELAXED);
+    bool is_known = n == KEYRING_LICENSE_KEYS_MAX;
+    for (size_t i = 0; !is_known && i < n; i++)
+        is_known = strcmp(k->license[i].kid, take->kid) == 0;
+    if (is_known) {
+        EVP_PKEY_free(take->pkey);
+        return;
+    }
+    k->license[n] = *take;
+    __atomic_store_n(&k->n_license, n + 1, __ATOMIC_RELEASE);
+}
+
+enum err keyring_license_open(struct keyring *k, const char *path, bool make, char ret_kid[SEAL_KID_MAX], struct error *reterr)
+{
+    int dir = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (dir < 0)
+        return error_set_field(reterr, ERR_UNAVAILABLE, "keys.path", "cannot open the key directory %s: %s", path, strerror(errno));
+    char kid[KID_LEN + 1] = "";
+    enum err err = ERR_OK;
+    if (make && __atomic_load_n(&k->n_license, __ATOMIC_ACQUIRE) == KEYRING_LICENSE_KEYS_MAX)
+        err = error_set(reterr, ERR_CONFLICT, "%s holds %d license keys already", path, KEYRING_LICENSE_KEYS_MAX);
+    if (!err && make)
+        err = signing_key_create(dir, path, LICENSE_PREFIX, kid, reterr);
+    if (!err)
+        err = signing_keys_read(dir, path, LICENSE_PREFIX, license_key_append, k, reterr);
+    close(dir);
+    if (!err && ret_kid)
+        memcpy(ret_kid, kid, sizeof kid);
+    return err;
+}
+
+size_t keyring_license_keys(const struct keyring *k, struct keyring_license_key ret[KEYRING_LICENSE_KEYS_MAX])
+{
+    size_t n = __atomic_load_n(&k->n_license, __ATOMIC_ACQUIRE);
+    for (size_t i = 0; i < n; i++) {
+        size_t len = KEY_LEN;
+        memcpy(ret[i].kid, k->license[i].kid, sizeof ret[i].kid);
+        ret[i].made_s = (int64_t)k->license[i].made.tv_sec;
+        AN(EVP_PKEY_get_raw_public_key(k->license[i].pkey, ret[i].public_key, &len) == 1 && len == KEY_LEN);
+    }
+    return n;
+}
+
+static const struct token_key *license_key_find(const struct keyring *k, struct str kid)
+{
+    size_t n = __atomic_load_n(&k->n_license, __ATOMIC_ACQUIRE);
+    for (size_t i = 0; i < n; i++)
+        if (str_eq_c(kid, k->license[i].kid))
+            return &k->license[i];
+    return NULL;
+}
+
+bool keyring_license_has(const struct keyring *k, struct str kid)
+{
+    return license_key_find(k, kid) != NULL;
+}
+
+bool keyring_license_sign(const struct keyring *k, struct str kid, struct str data, uint8_t ret_sig[64])
+{
+    const struct token_key *key = license_key_find(k, kid);
+    if (key)
+        ed25519_sign(key->pkey, data, ret_sig);
+    return key != NULL;
+}
+
+void seal_ed25519_kid(const uint8_t public_key[32], char ret[SEAL_KID_MAX])
+{
+    kid_of(public_key, ret);
+}
+
+bool seal_ed25519_verify(const uint8_t public_key[32], struct str data, const uint8_t sig[64])
+{
+    EVP_PKEY *pkey = EVP_PKEY_new_raw_public_key_ex(NULL, "ED25519", NULL, public_key, KEY_LEN);
+    if (!pkey)
+        return false;
+    bool ok = ed25519_verify(pkey, data, sig);
+    EVP_PKEY_free(pkey);
+    return ok;
 }
 
 /* ---- base64 ------------------------------------------------------------------------------------------------------ */

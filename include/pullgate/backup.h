@@ -23,7 +23,7 @@
 #include "pullgate/seal.h"
 #include "pullgate/str.h"
 
-#define BACKUP_KEY_FILES_MAX 16
+#define BACKUP_KEY_FILES_MAX 64
 #define BACKUP_KEY_FILE_BYTES 4096
 
 struct backup_head {

@@ -132,6 +132,8 @@ struct config {
         uint64_t upstream_first_byte_ms;   /* 15s */
         uint64_t upstream_stall_ms;        /* 30s */
         uint64_t upstream_retries;         /* 2: more tries where no byte was sent */
+        uint64_t lease_ms;                 /* 24h */
+        uint64_t revocation_list_ms;       /* 24h */
         uint64_t drain_ms;                 /* 60s */
         uint64_t events_queued;            /* 100000: pull events held per worker */
         uint64_t streams_per_worker;       /* 1000: blob transfers */

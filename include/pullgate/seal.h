@@ -14,7 +14,7 @@
 #define SEAL_MAC_LEN 32
 
 /* The keys of a deployment: files in keys.path, 0600, made by the admin at its first start, read by every program:
- * mac.key (Redis values), pepper.key (credential hashes), seal.key (upstream secrets), audit.key, token-<kid>.key (Ed25519). */
+ * mac.key (Redis values), pepper.key (credential hashes), seal.key (upstream secrets), audit.key, token-<kid>.key (Ed25519); license-<kid>.key below. */
 struct keyring;
 /* create: make what is missing (directory 0700, files 0600, fsync). Without create a missing key is ERR_UNAVAILABLE.
  * A key file that others may read is refused. */
@@ -43,6 +43,25 @@ void seal_passphrase(struct str passphrase, struct str salt, uint8_t ret[32]);
 const char *keyring_token_kid(const struct keyring *k);
 void keyring_token_sign(const struct keyring *k, struct str data, uint8_t ret_sig[64]);
 bool keyring_token_verify(const struct keyring *k, struct str kid, struct str data, const uint8_t sig[64]);
+
+/* Ed25519 of what customers keep: license files, leases, revocation lists. license-<kid>.key, read by the admin daemon alone; which of them
+ * signs is the store's matter (signing_keys). make: one more, whose kid is in ret_kid (else empty; may be NULL); then every one of the
+ * directory is in the keyring. One thread at a time may open; signing goes on meanwhile in others. */
+#define KEYRING_LICENSE_KEYS_MAX 32
+#define SEAL_KID_MAX 17
+enum err keyring_license_open(struct keyring *k, const char *path, bool make, char ret_kid[SEAL_KID_MAX], struct error *reterr) MUST_USE;
+struct keyring_license_key {
+    char kid[SEAL_KID_MAX];
+    uint8_t public_key[32];
+    int64_t made_s;
+};
+size_t keyring_license_keys(const struct keyring *k, struct keyring_license_key ret[KEYRING_LICENSE_KEYS_MAX]);
+bool keyring_license_has(const struct keyring *k, struct str kid);
+bool keyring_license_sign(const struct keyring *k, struct str kid, struct str data, uint8_t ret_sig[64]) MUST_USE; /* false: no such key */
+
+/* With a public key from elsewhere. kid: 16 hex digits of its SHA-256. */
+bool seal_ed25519_verify(const uint8_t public_key[32], struct str data, const uint8_t sig[64]) MUST_USE;
+void seal_ed25519_kid(const uint8_t public_key[32], char ret[SEAL_KID_MAX]);
 
 void seal_sha256(struct str data, uint8_t ret[32]);
 void seal_hmac(struct str key, struct str data, uint8_t ret[SEAL_MAC_LEN]);

@@ -62,7 +62,7 @@ def test_the_document_is_well_formed(w):
     ids = [op["operationId"] for path in doc["paths"].values() for op in path.values()]
     assert len(ids) == len(set(ids)) >= 50
     for path, ops in doc["paths"].items():
-        assert path.startswith(("/api/v1/", "/portal/v1/")) and set(ops) <= HTTP
+        assert path.startswith(("/api/v1/", "/portal/v1/", "/.well-known/")) and set(ops) <= HTTP
         for method, op in ops.items():
             declared = {p["name"] for p in op.get("parameters", []) if p["in"] == "path"}
             assert declared == set(re.findall(r"{(\w+)}", path))
@@ -85,15 +85,17 @@ def test_each_operation_is_there_and_asks_for_sign_in(w):
         r = requests.request(method, w.admin_base + fill(path), json={} if method != "get" else None)
         if op["security"]:
             problem(r, 401, "unauthorized" if path.startswith("/api") else None)
-        else:
+        elif method == "get" and "{" not in path:
             assert r.status_code == 200
+        else:
+            assert r.status_code in (200, 400, 404)
 
 
 def test_each_change_needs_more_than_a_viewer(w):
     viewer, _ = token(w, "viewer")
     for path, method, op in operations(w.doc):
         r = viewer(method.upper(), fill(path).removeprefix("/api/v1"), {} if method != "get" else None)
-        if method != "get":
+        if method != "get" and op["security"]:
             problem(r, 403, "role_not_allowed")
         else:
             assert r.status_code in (200, 400, 403, 404), (path, r.text)
@@ -211,7 +213,18 @@ def walk(w):
     call("license.reinstate", url + "/reinstate")
     call("license.renew", url + "/renew", {"period": "P1M", "reason": "r"})
     call("license.extend", url + "/extend", {"period": "1d"})
-    call("license.rotate_key", url + "/rotate-key")
+    key = call("license.rotate_key", url + "/rotate-key")["key"]
+    for op_id in ("license.validate", "activation.create"):
+        assert call(op_id, body={"key": key, "instance_id": "walker", "version": "1", "hostname": "h"})["valid"] is True
+        assert call(op_id, body={"key": "nobody's"})["reason"] == "unknown_key"
+    assert [i["version"] for i in call("license.versions", url + "/versions")["items"]] == ["1.0.0"]
+    assert a("GET", url + "/file").status_code == 200
+    assert [f["serial"] for f in call("license.files", url + "/files")["items"]] == [1]
+    kid = call("signing_key.create", body={})["kid"]
+    call("signing_key.list")
+    call("signing_key.get", f"/signing-keys/{kid}")
+    call("signing_key.create")
+    call("signing_key.retire", f"/signing-keys/{kid}/retire", {"compromised": False})
     call("license.usage", url + "/usage")
     call("license.instances", url + "/instances")
     g = call("license.add_grant", url + "/grants", {"selector": "exact", "value": "1.0.0", "on_move": "pin"})["grants"][-1]
@@ -243,6 +256,9 @@ def walk(w):
 # Operations that need more than this stack has, and where they are tried instead: one a line.
 ELSEWHERE = {
     "license.remove_instance": "test_lic_usage.py",
+    "license.file": "test_lic_keys.py",
+    "crl.get": "test_lic_keys.py",
+    "vendor.crl": "test_lic_keys.py",
 }
 
 

@@ -1,0 +1,412 @@
+"""Keys and files: validation and its lease, license files, revocation lists, the keys that sign, offline verification and bundles.
+The rows of LICENSING.md are in the names."""
+import base64
+import hashlib
+import json
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import time
+
+import pytest
+import requests
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from admin_fixture import problem, second_vendor
+from stack import BIN, SLOW, Stack, basic, wait_for
+
+
+def b64(data):
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def unb64(text):
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+
+
+def jws_open(text, jwks, typ):
+    """As docs/LICENSE_FILE.md tells an application to."""
+    head, payload, sig = text.split(".")
+    h = json.loads(unb64(head))
+    assert h == {"alg": "EdDSA", "typ": typ, "kid": h["kid"]}
+    key = next(k for k in jwks["keys"] if k["kid"] == h["kid"])
+    Ed25519PublicKey.from_public_bytes(unb64(key["x"])).verify(unb64(sig), f"{head}.{payload}".encode())
+    return json.loads(unb64(payload))
+
+
+@pytest.fixture(scope="module")
+def s():
+    s = Stack(limits={"auth_failures_per_minute": 100000})
+    try:
+        layers = [os.urandom(3000) for _ in range(4)]
+        arm = s.registry.push_image("acme/api", None, [layers[0], layers[1]], platform=("linux", "arm64"))
+        amd = s.registry.push_image("acme/api", None, [layers[0], layers[2]])
+        s.index = s.registry.push_index("acme/api", "1.0.0", [amd, arm], [("linux", "amd64"), ("linux", "arm64")])
+        s.second = s.registry.push_image("acme/api", "1.1.0", [layers[3]])
+        s.registry.push_image("acme/api", "2.0.0", [b"not granted"])
+        s.up = s.add_upstream()
+        s.app = s.add_application("shop", [("shop/api", "acme/api", "image")], s.up["id"])
+        s.cus = s.add_customer("globex")
+        s.n = 0
+        yield s
+    finally:
+        s.close()
+
+
+@pytest.fixture
+def make(s):
+    def license(**kw):
+        s.n += 1
+        return s.add_license(s.cus["id"], s.app["id"], kw.pop("grants", [{"selector": "range", "value": "^1"}]), name=kw.pop("name", f"Prod {s.n}"), **kw)
+    return license
+
+
+def validate(s, key, expect=200, **kw):
+    r = requests.post(s.admin_base + "/api/v1/validate", json={"key": key, **kw})
+    assert r.status_code == expect, r.text
+    return r.json()
+
+
+def jwks(s):
+    r = requests.get(s.admin_base + "/.well-known/jwks.json")
+    assert r.status_code == 200 and r.headers["Content-Type"] == "application/jwk-set+json" and "public" in r.headers["Cache-Control"]
+    return r.json()
+
+
+def file_of(s, lic, expect=200, path="/licenses/{}/file"):
+    r = s.api("GET", path.format(lic["id"]), None, expect)
+    if expect == 200:
+        assert r.headers["Content-Type"] == "application/jose"
+        return r.text
+    return r
+
+
+def claims_of(s, lic):
+    return jws_open(file_of(s, lic), jwks(s), "pullgate-license+jws")
+
+
+def crl(s, base="/api/v1/crl"):
+    r = requests.get(s.admin_base + base)
+    assert r.status_code == 200 and r.headers["Content-Type"] == "application/jose"
+    return r.text
+
+
+def revoked_of(s, lic):
+    return [e for e in jws_open(crl(s), jwks(s), "pullgate-crl+jws")["revoked"] if e["license_id"] == lic["id"]]
+
+
+def rows_of(s, sql, *args):
+    with sqlite3.connect(f"file:{s.dir}/pullgate.db?mode=ro", uri=True) as db:
+        return db.execute(sql, args).fetchall()
+
+
+def pull(s, key, tag="1.0.0"):
+    return s.get(f"/v2/shop/api/manifests/{tag}", ("x", key)).status_code
+
+
+# ---- the key ---------------------------------------------------------------------------------------------------------------
+
+
+def test_lic_0_29_key_format_hashed_shown_once_and_a_password(s, make):
+    lic = make()
+    assert re.fullmatch(r"([0-9A-HJKMNP-TV-Z]{6}-){3}[0-9A-HJKMNP-TV-Z]{6}", lic["key"])
+    assert "key" not in s.api.get(f"/licenses/{lic['id']}") and lic["key_prefix"] == lic["key"][:6]
+    s.wait_status("/v2/shop/api/manifests/1.0.0", ("globex", lic["key"]), 200)
+    assert lic["key"] not in (s.dir / "pullgate.db").read_bytes().decode("latin1")
+    spelt = lic["key"].lower().replace("-", "")
+    assert validate(s, spelt)["valid"] and validate(s, lic["key"])["license_id"] == lic["id"]
+
+
+def test_lic_0_28_the_customer_sees_which_key_he_has(s, make):
+    lic = make()
+    r = requests.get(s.admin_base + "/portal/v1/licenses", headers={"Authorization": basic("globex", lic["key"])})
+    assert [l["key_prefix"] for l in r.json()["items"]] == [lic["key"][:6]]
+    assert lic["key"] not in r.text
+
+
+def test_lic_1_25_rotate_key_kills_the_old_one_and_its_files(s, make):
+    lic = make()
+    text = file_of(s, lic)
+    s.wait_status("/v2/shop/api/manifests/1.0.0", ("globex", lic["key"]), 200)
+    new = s.api.post(f"/licenses/{lic['id']}/rotate-key", expect=200)["key"]
+    s.wait_status("/v2/shop/api/manifests/1.0.0", ("globex", lic["key"]), 401)
+    s.wait_status("/v2/shop/api/manifests/1.0.0", ("globex", new), 200)
+    assert not validate(s, lic["key"])["valid"] and validate(s, new)["valid"]
+    (entry,) = revoked_of(s, lic)
+    assert entry["serial"] == 1 and entry["reason"] == "superseded" and entry["key_prefix"] == lic["key"][:6]
+    assert file_of(s, lic) != text and claims_of(s, lic)["serial"] == 2
+
+
+# ---- validation ------------------------------------------------------------------------------------------------------------
+
+
+def test_lic_2_16_validate_answers_a_signed_day_and_a_heartbeat(s, make):
+    lic = make(expires_at="2090-01-01")
+    before = time.time()
+    v = validate(s, lic["key"], instance_id="node-1", version="1.4.2", hostname="db.example")
+    assert v["valid"] and v["reason"] == "ok" and v["effective_status"] == "active" and "2090" in v["expires_at"]
+    c = jws_open(v["lease"], jwks(s), "pullgate-lease+jws")
+    assert c["sub"] == lic["id"] and c["instance"] == "node-1" and c["status"] == "active" and c["customer"]["slug"] == "globex"
+    assert c["application"]["slug"] == "shop" and c["limits"] == v["limits"] and c["application_version"] == "1.4.2"
+    assert before - 2 <= c["iat"] <= time.time() + 2 and c["exp"] - c["iat"] == 24 * 3600
+    rows = wait_for("the heartbeat", lambda: s.api.get(f"/licenses/{lic['id']}/instances")["items"])
+    assert rows[0]["fingerprint"] == "node-1" and rows[0]["kind"] == "validate" and rows[0]["agent"] == "db.example 1.4.2"
+    assert rows_of(s, "SELECT actor FROM events WHERE type='license.instance_registered' AND license_id=?", lic["id"]) == [("validate",)]
+    assert rows_of(s, "SELECT first_used_at=last_validated_at FROM licenses WHERE id=?", lic["id"]) == [(1,)]
+
+
+def test_lic_2_16_a_lease_never_outlives_the_license(s, make):
+    soon = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 3600))
+    c = jws_open(validate(s, make(expires_at=soon)["key"])["lease"], jwks(s), "pullgate-lease+jws")
+    assert abs(c["exp"] - time.time() - 3600) < 10
+    c = jws_open(validate(s, make(expires_at=soon, grace_days=1)["key"])["lease"], jwks(s), "pullgate-lease+jws")
+    assert c["exp"] - c["iat"] == 24 * 3600
+
+
+def test_lic_2_16_the_writer_gets_one_heartbeat_a_minute(s, make):
+    lic = make()
+    assert all(validate(s, lic["key"], instance_id="busy")["valid"] for _ in range(50))
+    first = wait_for("the heartbeat", lambda: s.api.get(f"/licenses/{lic['id']}/instances")["items"])[0]
+    time.sleep(1.1)
+    validate(s, lic["key"], instance_id="busy")
+    assert s.api.get(f"/licenses/{lic['id']}/instances")["items"] == [first]
+
+
+@pytest.mark.parametrize("how, reason", [
+    ({"status": "inactive"}, "inactive"), ({"expires_at": "2020-01-01"}, "expired"), ({"starts_at": "2090-01-01"}, "scheduled"),
+    ({"allowed_cidrs": ["203.0.113.0/24"]}, "ip_not_allowed"), ("suspend", "suspended"), ("revoke", "revoked"),
+])
+def test_lic_2_15_validate_says_why_not(s, make, how, reason):
+    lic = make(**how) if isinstance(how, dict) else make()
+    if isinstance(how, str):
+        s.api.post(f"/licenses/{lic['id']}/{how}", {"reason": "because"}, expect=200)
+    v = validate(s, lic["key"])
+    assert not v["valid"] and v["reason"] == reason and v["lease"] is None and lic["name"] in v["message"]
+    assert s.api.get(f"/licenses/{lic['id']}/instances")["items"] == []
+
+
+def test_lic_2_16_activations_is_the_same(s, make):
+    r = requests.post(s.admin_base + "/api/v1/activations", json={"key": make()["key"]})
+    assert r.status_code == 200 and r.json()["valid"]
+
+
+@pytest.mark.parametrize("key", ["AAAAAA-BBBBBB-CCCCCC-DDDDDD", "x", "pgc_" + "A" * 49, "0" * 24, "\u00e9" * 30, "' OR 1=1 --"])
+def test_an_unknown_key_is_told_nothing(s, key):
+    v = validate(s, key)
+    assert v == {"valid": False, "reason": "unknown_key", "message": "no license has this key", "effective_status": None, "license_id": None,
+                 "expires_at": None, "updates_until": None, "limits": {}, "features": {}, "lease": None, "lease_expires_at": None}
+
+
+def test_unknown_keys_take_the_time_of_known_ones(s, make):
+    key, wrong = make()["key"], "AAAAAA-BBBBBB-CCCCCC-DDDDDD"
+    with requests.Session() as c:
+        def once(k):
+            t = time.perf_counter()
+            c.post(s.admin_base + "/api/v1/validate", json={"key": k})
+            return time.perf_counter() - t
+        times = {k: [] for k in (key, wrong)}
+        for _ in range(150):
+            for k in times:
+                times[k].append(once(k))
+    a, b = (sorted(times[k])[len(times[k]) // 3] for k in (key, wrong))
+    assert 0.5 < a / b < 2, (a, b)
+
+
+def test_guessing_is_a_failed_sign_in():
+    from admin_fixture import admin_stack
+    with admin_stack(limits={"auth_failures_per_minute": 5}) as a:
+        up = a.add_upstream()
+        app = a.add_application("shop", [("shop/api", "acme/api", "image")], up["id"])
+        key = a.add_license(a.add_customer("c")["id"], app["id"])["key"]
+        url = a.admin_base + "/api/v1/validate"
+        answers = [requests.post(url, json={"key": "nope"}) for _ in range(12)]
+        assert answers[0].status_code == 200
+        r = answers[-1]
+        while r.status_code != 429:
+            r = requests.post(url, json={"key": "nope"})
+        problem(r, 429, "too_many_failures")
+        assert requests.post(url, json={"key": key}).json()["valid"]
+
+
+# ---- license files ---------------------------------------------------------------------------------------------------------
+
+
+def test_lic_4_20_the_signed_file_and_who_had_it(s, make):
+    lic = make(expires_at="2090-05-31", grace_days=7, updates_until="2030-01-01", metadata={"k": "v"})
+    c = claims_of(s, lic)
+    full = s.api.get(f"/licenses/{lic['id']}")
+    for k in ("name", "type", "status", "expires_at", "grace_days", "updates_until", "on_expiry", "key_prefix", "starts_at"):
+        assert c[k] == full[k], k
+    assert c["sub"] == c["license_id"] == lic["id"] and c["serial"] == 1 and c["jti"] == f"{lic['id']}/1"
+    assert c["customer"] == {"id": s.cus["id"], "slug": "globex", "name": "Globex"} and c["application"]["slug"] == "shop"
+    assert [(g["selector"], g["value"]) for g in c["grants"]] == [("range", "^1")]
+    assert c["exp"] - c["iat"] > 7 * 86400 and c["crl"].endswith(f"/api/v1/vendors/{c['vendor']['slug']}/crl")
+    (f,) = s.api.get(f"/licenses/{lic['id']}/files")["items"]
+    assert f["serial"] == 1 and f["status"] == "current" and f["downloads"] == 1 and f["downloaded_by"].startswith("token:") and f["downloaded_at"]
+    assert rows_of(s, "SELECT file_downloaded_at>0 FROM licenses WHERE id=?", lic["id"]) == [(1,)]
+    assert "license.file" in [a["action"] for a in s.api.get("/audit?limit=1000")["items"]]
+
+
+def test_lic_4_18_the_file_is_made_on_demand_with_a_serial_that_only_moves_with_what_it_says(s, make):
+    lic = make(expires_at="2090-01-01")
+    assert s.api.get(f"/licenses/{lic['id']}/files")["items"] == [] and lic["key_prefix"]
+    first = file_of(s, lic)
+    assert all(file_of(s, lic) == first for _ in range(3))
+    s.api("PATCH", f"/licenses/{lic['id']}", {"name": lic["name"] + " b"}, 200)
+    c = claims_of(s, lic)
+    assert c["serial"] == 2 and c["name"] == lic["name"] + " b"
+    s.api("PATCH", f"/licenses/{lic['id']}", {"name": lic["name"]}, 200)
+    assert claims_of(s, lic)["serial"] == 3  # never back
+
+
+def test_lic_4_30_many_keys_and_many_files_of_one_license(s, make):
+    lic = make()
+    creds = [s.api.post(f"/customers/{s.cus['id']}/credentials", {"name": f"{lic['name']} {i}", "license_id": lic["id"]}) for i in range(3)]
+    for i, c in enumerate(creds):
+        s.wait_status("/v2/shop/api/manifests/1.0.0", ("globex", c["secret"]), 200)
+        r = requests.get(f"{s.admin_base}/portal/v1/licenses/{lic['id']}/file", headers={"Authorization": basic("globex", c["secret"])})
+        assert r.status_code == 200 and jws_open(r.text, jwks(s), "pullgate-license+jws")["serial"] == i + 1
+        s.api("PATCH", f"/licenses/{lic['id']}", {"environment": f"e{i}"}, 200)
+    files = s.api.get(f"/licenses/{lic['id']}/files")["items"]
+    assert [(f["serial"], f["status"]) for f in files] == [(1, "replaced"), (2, "replaced"), (3, "current")]
+    assert files[0]["downloaded_by"].startswith("customer:")
+    page = s.api.get(f"/licenses/{lic['id']}/files?limit=2")
+    assert [f["serial"] for f in s.api.get(f"/licenses/{lic['id']}/files?cursor={page['next_cursor']}")["items"]] == [3]
+
+
+def test_lic_4_20_only_his_own_file(s, make):
+    lic, other = make(), make()
+    cus2 = s.add_customer(f"initech{s.n}")
+    foreign = s.add_license(cus2["id"], s.app["id"])
+    bound = s.api.post(f"/customers/{s.cus['id']}/credentials", {"name": f"b{s.n}", "license_id": lic["id"]})["secret"]
+    own = s.api.post(f"/customers/{s.cus['id']}/credentials", {"name": f"o{s.n}"})["secret"]
+
+    def get(secret, l):
+        return requests.get(f"{s.admin_base}/portal/v1/licenses/{l['id']}/file", headers={"Authorization": basic("globex", secret)}).status_code
+    assert [get(bound, lic), get(bound, other), get(own, other), get(own, foreign)] == [200, 404, 200, 404]
+    api2, _ = second_vendor(s, f"vendor{s.n}")
+    for path in ("file", "files", "versions"):
+        problem(api2("GET", f"/licenses/{lic['id']}/{path}"), 404, "not_found")
+    assert requests.get(f"{s.admin_base}/portal/v1/licenses/{lic['id']}/file").status_code == 401
+
+
+def test_lic_4_26_no_file_before_activation_where_the_plan_wants_it(s, make):
+    lic = make(status="inactive")
+    s.admin.stop()
+    with sqlite3.connect(s.dir / "pullgate.db") as db:  # what a license made of such a plan has
+        db.execute("UPDATE licenses SET requires_activation=1 WHERE id=?", (lic["id"],))
+    db.close()
+    s.start_admin()
+    problem(file_of(s, lic, 409), 409, "activation_required")
+    s.api.post(f"/licenses/{lic['id']}/activate", expect=200)
+    assert claims_of(s, lic)["status"] == "active"
+    s.api.post(f"/licenses/{lic['id']}/suspend", expect=200)
+    problem(file_of(s, lic, 409), 409, "activation_required")
+    assert claims_of(s, make(status="inactive"))["status"] == "inactive"
+
+
+def test_lic_4_5_a_file_only_when_the_upstream_serves_what_it_licenses(s, make):
+    lic = make()
+    s.api.post(f"/applications/{s.app['id']}/sync", expect=200)
+    assert file_of(s, lic, path="/licenses/{}/file?ready=1")
+    broken = s.api.post("/upstreams", {"name": f"gone{s.n}", "url": "http://127.0.0.1:9"})
+    app = s.add_application(f"gone{s.n}", [(f"gone{s.n}/x", "x", "image")], broken["id"])
+    lic = s.add_license(s.cus["id"], app["id"], name=f"Gone {s.n}")
+    d = problem(file_of(s, lic, 409, "/licenses/{}/file?ready=1"), 409, "not_ready")
+    assert f"gone{s.n}/x" in d["detail"]
+    assert file_of(s, lic)
+
+
+def test_lic_4_6_who_signs_and_who_issues(s, make):
+    c = claims_of(s, make())
+    assert c["iss"] == "pullgate" and c["issuer"] == c["vendor"]["name"]
+    (key,) = [k for k in s.api.get("/signing-keys")["items"] if k["status"] == "signs"]
+    assert key["kid"] == hashlib.sha256(unb64(key["public_key"])).hexdigest()[:16]
+    names = [f for f in os.listdir(s.dir / "keys") if f.startswith("license-")]
+    assert f"license-{key['kid']}.key" in names
+    assert all(os.stat(s.dir / "keys" / n).st_mode & 0o777 == 0o600 for n in names)
+
+
+def test_lic_4_12_the_serial_is_absent_until_there_is_a_file(s, make):
+    lic = make()
+    assert lic["key_prefix"] == lic["key"][:6] and s.api.get(f"/licenses/{lic['id']}/files")["items"] == []
+    file_of(s, lic)
+    assert [f["serial"] for f in s.api.get(f"/licenses/{lic['id']}/files")["items"]] == [1]
+
+
+def test_lic_4_24_the_activation_record_says_who_and_when(s, make):
+    lic = make()
+    for name in ("a", "b" * 200, "c d/e"):
+        validate(s, lic["key"], instance_id=name)
+    rows = wait_for("all", lambda: len(r := s.api.get(f"/licenses/{lic['id']}/instances")["items"]) == 3 and r)
+    assert {r["fingerprint"] for r in rows} >= {"a"} and all(r["first_seen_at"] and r["address"] == "127.0.0.1" for r in rows)
+    assert max(len(r["fingerprint"]) for r in rows) < 64
+    page = s.api.get(f"/licenses/{lic['id']}/instances?limit=1")
+    assert s.api.get(f"/licenses/{lic['id']}/instances?cursor={page['next_cursor']}")["items"] == rows[1:]
+    s.api("DELETE", f"/licenses/{lic['id']}/instances/{next(r['fingerprint'] for r in rows if r['fingerprint'] != 'a')}", None, 204)
+    assert wait_for("first use", lambda: s.api.get(f"/licenses/{lic['id']}")["first_used_at"])
+
+
+# ---- revocation ------------------------------------------------------------------------------------------------------------
+
+
+def test_lic_4_22_revoked_at_the_registry_at_once_and_on_the_list(s, make):
+    lic, deleted = make(), make()
+    file_of(s, lic)
+    s.wait_status("/v2/shop/api/manifests/1.0.0", ("globex", lic["key"]), 200)
+    before = jws_open(crl(s), jwks(s), "pullgate-crl+jws")
+    s.api.post(f"/licenses/{lic['id']}/revoke", {"reason": "Mr Smith did not pay"}, expect=200)
+    s.wait_status("/v2/shop/api/manifests/1.0.0", ("globex", lic["key"]), 403)
+    (e,) = revoked_of(s, lic)
+    assert e["serial"] is None and e["reason"] == "revoked" and e["revoked_at"]
+    text = crl(s)
+    after = jws_open(text, jwks(s), "pullgate-crl+jws")
+    assert after["number"] > before["number"] and after["next_update"] > after["this_update"] and "Smith" not in json.dumps(after)
+    problem(file_of(s, lic, 409), 409, "license_revoked")
+    assert [f["status"] for f in s.api.get(f"/licenses/{lic['id']}/files")["items"]] == ["revoked"]
+    s.api("DELETE", f"/licenses/{deleted['id']}", None, 204)
+    (e,) = revoked_of(s, deleted)
+    assert e["reason"] == "deleted"
+    slug = after["vendor"]["slug"]
+    for path in (f"/api/v1/vendors/{slug}/crl", f"/api/v1/crl?vendor={slug}", "/api/v1/crl"):
+        assert jws_open(crl(s, path), jwks(s), "pullgate-crl+jws")["number"] >= after["number"]
+
+
+def test_lic_4_22_a_list_holds_one_vendor_only(s, make):
+    lic = make()
+    s.api.post(f"/licenses/{lic['id']}/revoke", expect=200)
+    api2, ven2 = second_vendor(s, f"listed{s.n}")
+    c = jws_open(crl(s, f"/api/v1/vendors/{ven2['slug']}/crl"), jwks(s), "pullgate-crl+jws")
+    assert c["revoked"] == [] and c["vendor"]["slug"] == ven2["slug"] and c["number"] == 0
+    problem(requests.get(s.admin_base + "/api/v1/vendors/nobody/crl"), 404, "not_found")
+
+
+# ---- the keys that sign ----------------------------------------------------------------------------------------------------
+
+
+def test_lic_4_6_rotation_of_the_signing_key(s, make):
+    lic = make(expires_at="2090-01-01")
+    old_text, old_set = file_of(s, lic), jwks(s)
+    new = s.api.post("/signing-keys")
+    assert new["status"] == "signs"
+    old_kid = json.loads(unb64(old_text.split(".")[0]))["kid"]
+    text = file_of(s, lic)
+    assert json.loads(unb64(text.split(".")[0]))["kid"] == new["kid"] and jws_open(text, jwks(s), "pullgate-license+jws")["serial"] == 2
+    jws_open(old_text, jwks(s), "pullgate-license+jws")  # still believed
+    assert s.api.post(f"/signing-keys/{old_kid}/retire", expect=200)["status"] == "retired"
+    jws_open(old_text, jwks(s), "pullgate-license+jws")
+    s.admin.stop()
+    s.start_admin()  # the same one signs
+    assert json.loads(unb64(validate(s, lic["key"])["lease"].split(".")[0]))["kid"] == new["kid"]
+    assert s.api.post(f"/signing-keys/{old_kid}/retire", {"compromised": True}, expect=200)["status"] == "compromised"
+    with pytest.raises(StopIteration):
+        jws_open(old_text, jwks(s), "pullgate-license+jws")
+    problem(s.api("POST", f"/signing-keys/{new['kid']}/retire", {}), 409, "last_signing_key")
+    assert file_of(s, lic) == text
+    api2, _ = second_vendor(s, f"signs{s.n}")
+    problem(api2("POST", "/signing-keys", {}), 403, "role_not_allowed")
+    problem(api2("POST", f"/signing-keys/{new['kid']}/retire", {}), 403, "role_not_allowed")
+    problem(s.api("POST", "/signing-keys/nope/retire", {}), 404, "not_found")
