@@ -168,6 +168,8 @@ static void on_refused(int signo, siginfo_t *info, void *context)
     int nr = info->si_syscall;
 
     (void)signo;
+    if (info->si_code <= 0) /* somebody's kill(2): no call of ours, and no register to change */
+        return;
 #if defined(__x86_64__)
     uc->uc_mcontext.gregs[REG_RAX] = -EPERM;
 #elif defined(__aarch64__)

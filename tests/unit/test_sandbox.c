@@ -162,6 +162,23 @@ static void test_errno(void **state)
     }
 }
 
+static void body_foreign_signal(void *arg)
+{
+    (void)arg;
+    enter("errno");
+    int rc = raise(SIGSYS);
+    _exit(rc == 0 && sandbox_refused() == 0 ? 0 : 7);
+}
+
+/* A SIGSYS that somebody sends is no system call: nothing is counted, and no register changed. */
+static void test_foreign_signal(void **state)
+{
+    (void)state;
+    int status = in_child(body_foreign_signal, NULL);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 0);
+}
+
 static void *nothing(void *arg)
 {
     return arg;
@@ -267,7 +284,7 @@ int main(int argc, char **argv)
         return 0;
     }
     static const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_kill), cmocka_unit_test(test_errno), cmocka_unit_test(test_life_goes_on),
+        cmocka_unit_test(test_kill), cmocka_unit_test(test_errno), cmocka_unit_test(test_foreign_signal), cmocka_unit_test(test_life_goes_on),
         cmocka_unit_test(test_abort_is_an_abort), cmocka_unit_test(test_earlier_threads), cmocka_unit_test(test_off),
     };
     static const struct CMUnitTest instrumented[] = {cmocka_unit_test(test_off)};
