@@ -188,6 +188,8 @@ enum err backup_write(const char *path, struct backup_head *h, const struct back
             e = error_set(reterr, ERR_UNAVAILABLE, "backup: %s: %s", path, strerror(errno));
         if (e)
             unlink(temporary.p);
+        else if (!file_sync_directory(path)) /* older ones are removed on its word */
+            e = error_set(reterr, ERR_UNAVAILABLE, "backup: %s: %s", path, strerror(errno));
     }
     mem_cleanse(w.key, sizeof w.key);
     sb_free(&w.plain);

@@ -90,6 +90,23 @@ bool file_read_small(const char *path, char *ret, size_t size)
     return true;
 }
 
+bool file_sync_directory(const char *path)
+{
+    struct strbuf directory = {0};
+    ptrdiff_t slash = str_rindex(str_c(path), '/');
+
+    sb_add(&directory, slash < 0 ? S(".") : slash == 0 ? S("/") : str_sub(str_c(path), 0, (size_t)slash));
+    int fd = open(directory.p, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    sb_free(&directory);
+    if (fd < 0)
+        return false;
+    bool good = fsync(fd) == 0;
+    int e = errno;
+    close(fd);
+    errno = e;
+    return good;
+}
+
 bool file_write_whole(const char *path, struct str text)
 {
     struct strbuf temporary = {0};

@@ -20,6 +20,7 @@
 #include <sqlite3.h>
 
 #include "pullgate/clock.h"
+#include "pullgate/file.h"
 #include "pullgate/log.h"
 #include "pullgate/mem.h"
 #include "pullgate/seal.h"
@@ -641,38 +642,50 @@ enum err store_claim(const char *url, struct store_claim **ret, struct error *re
 
 static enum err directory_sync(const char *path, struct error *reterr)
 {
-    char *dir = mem_strdup(path);
-    char *slash = strrchr(dir, '/');
-    slash[slash == dir] = '\0';
-    int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    enum err err = fd < 0 || fsync(fd) ? error_set(reterr, ERR_UNAVAILABLE, "restore: %s: %s", dir, strerror(errno)) : ERR_OK;
-    if (fd >= 0)
-        close(fd);
-    mem_free(dir);
-    return err;
+    return file_sync_directory(path) ? ERR_OK : error_set(reterr, ERR_UNAVAILABLE, "restore: the directory of %s: %s", path, strerror(errno));
 }
 
-/* path + tail to aside + tail; a file that is not there is no fault. */
-static enum err move_aside(const char *path, const char *aside, const char *tail, bool *ret_moved, struct error *reterr)
+/* The store first: its log alone would be replayed into the next one, and without it nothing is there to be opened. */
+static const char *const TAILS[] = {"", "-wal", "-shm"};
+#define N_TAILS (sizeof TAILS / sizeof *TAILS)
+
+static bool tail_rename(const char *from, const char *to, const char *tail)
 {
-    struct strbuf from = {0}, to = {0};
-    sb_addf(&from, "%s%s", path, tail);
-    sb_addf(&to, "%s%s", aside, tail);
-    enum err err = ERR_OK;
-    if (rename(from.p, to.p) == 0)
-        *ret_moved = true;
-    else if (errno != ENOENT)
-        err = error_set(reterr, ERR_UNAVAILABLE, "restore: %s: %s", from.p, strerror(errno));
-    sb_free(&from);
-    sb_free(&to);
-    return err;
+    struct strbuf a = {0}, b = {0};
+    sb_addf(&a, "%s%s", from, tail);
+    sb_addf(&b, "%s%s", to, tail);
+    bool good = rename(a.p, b.p) == 0;
+    sb_free(&a);
+    sb_free(&b);
+    return good;
+}
+
+/* What of it is there. */
+static enum err move_aside(const char *path, const char *aside, bool ret_moved[N_TAILS], struct error *reterr)
+{
+    for (size_t i = 0; i < N_TAILS; i++) {
+        ret_moved[i] = tail_rename(path, aside, TAILS[i]);
+        if (!ret_moved[i] && errno != ENOENT)
+            return error_set(reterr, ERR_UNAVAILABLE, "restore: %s%s: %s", path, TAILS[i], strerror(errno));
+    }
+    return ERR_OK;
+}
+
+/* The other way round: a store without its log is older than it was. */
+static void move_back(const char *path, const char *aside, const bool moved[N_TAILS])
+{
+    for (size_t i = N_TAILS; i-- > 0;)
+        if (moved[i] && !tail_rename(aside, path, TAILS[i])) {
+            log_error("restore: the store that was there is %s: it cannot be put back: %s", aside, strerror(errno));
+            return;
+        }
 }
 
 enum err store_claim_replace(struct store_claim *c, const char *fresh, struct strbuf *ret_aside, struct error *reterr)
 {
     struct strbuf aside = {0};
     struct stat st;
-    bool moved = false, moved_log = false;
+    bool moved[N_TAILS] = {false};
     char now[CLOCK_RFC3339_MAX];
 
     sb_addf(&aside, "%s.replaced-%s", c->path, clock_rfc3339(clock_now_s(), now));
@@ -680,19 +693,16 @@ enum err store_claim_replace(struct store_claim *c, const char *fresh, struct st
         sb_reset(&aside);
         sb_addf(&aside, "%s.replaced-%s-%u", c->path, now, n);
     }
-    /* The store first: its log alone would be replayed into the next one, and without it nothing is there to be opened. */
-    enum err err = move_aside(c->path, aside.p, "", &moved, reterr);
-    if (!err)
-        err = move_aside(c->path, aside.p, "-wal", &moved_log, reterr);
-    if (!err)
-        err = move_aside(c->path, aside.p, "-shm", &moved_log, reterr);
+    enum err err = move_aside(c->path, aside.p, moved, reterr);
     if (!err)
         err = directory_sync(c->path, reterr);
     if (!err && rename(fresh, c->path) != 0)
         err = error_set(reterr, ERR_UNAVAILABLE, "restore: %s: %s", c->path, strerror(errno));
-    if (!err)
+    if (err)
+        move_back(c->path, aside.p, moved);
+    else
         err = directory_sync(c->path, reterr);
-    if (!err && (moved || moved_log))
+    if (!err && (moved[0] || moved[1] || moved[2]))
         sb_add(ret_aside, sb_str(&aside));
     sb_free(&aside);
     return err;

@@ -19,6 +19,8 @@ ssize_t file_read_full(int fd, char *ret, size_t n) MUST_USE;
 bool file_read_rest(int fd, size_t max, struct strbuf *ret) MUST_USE;
 /* The beginning of a small file, such as one of /proc, with a NUL. */
 bool file_read_small(const char *path, char *ret, size_t size) MUST_USE;
+/* What was made, renamed or removed beside path stays so. */
+bool file_sync_directory(const char *path) MUST_USE;
 /* A temporary name, then the rename: who waits for the file never reads half of it. Not synced. */
 bool file_write_whole(const char *path, struct str text) MUST_USE;
 

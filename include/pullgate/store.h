@@ -55,7 +55,7 @@ const char *store_file(const char *url);
 struct store_claim;
 enum err store_claim(const char *url, struct store_claim **ret, struct error *reterr) MUST_USE;
 /* Puts the file `fresh` of the same directory there, synced. What was there is kept beside it with its log, under the name in ret_aside
- * (empty: nothing was). A crash in between leaves no store, never a mixture of two. */
+ * (empty: nothing was). A failure puts it back; a crash in between leaves no store, never a mixture of two. */
 enum err store_claim_replace(struct store_claim *c, const char *fresh, struct strbuf *ret_aside, struct error *reterr) MUST_USE;
 void store_claim_release(struct store_claim **c);
 

@@ -176,11 +176,21 @@ static void test_whole(void **state)
     assert_int_equal(errno, ENOENT);
 }
 
+static void test_sync_directory(void **state)
+{
+    (void)state;
+    assert_true(file_sync_directory(name("x"))); /* the file itself is not asked for */
+    assert_true(file_sync_directory("/x"));
+    assert_true(file_sync_directory("x"));
+    assert_false(file_sync_directory("/nowhere/at/all"));
+    assert_int_equal(errno, ENOENT);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_interrupted_and_short), cmocka_unit_test(test_read_in_parts), cmocka_unit_test(test_rest_and_limit),
-        cmocka_unit_test(test_write_at),              cmocka_unit_test(test_whole),
+        cmocka_unit_test(test_write_at),              cmocka_unit_test(test_whole),       cmocka_unit_test(test_sync_directory),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -11,6 +11,7 @@
 
 #include <cmocka.h>
 
+#include "pullgate/file.h"
 #include "pullgate/mem.h"
 #include "pullgate/store.h"
 
@@ -272,6 +273,32 @@ static void test_backup(void **state)
     }
 }
 
+/* A restore that fails in the middle puts back what was there. */
+static void test_a_failed_replacement(void **state)
+{
+    struct place *p = *state;
+    struct store *s = opened(p, 2);
+    struct store_claim *c = NULL;
+    struct strbuf aside = {0};
+    struct error error;
+    char log[128], word[8] = "";
+
+    assert_int_equal(store_exec(s, NULL, &error, "INSERT INTO a VALUES ('1','s',1)", ""), ERR_OK);
+    store_close(&s);
+    snprintf(log, sizeof log, "%s-wal", p->path);
+    assert_true(file_write_whole(log, S("log")));
+    assert_int_equal(store_claim(p->url, &c, &error), ERR_OK);
+    assert_int_equal(store_claim_replace(c, "/nonexistent/fresh", &aside, &error), ERR_UNAVAILABLE);
+    store_claim_release(&c);
+    assert_int_equal(aside.n, 0);
+    assert_true(file_read_small(log, word, sizeof word));
+    assert_string_equal(word, "log");
+    unlink(log);
+    s = opened(p, 2);
+    assert_int_equal(store_exec(s, NULL, &error, "INSERT INTO a VALUES ('1','t',1)", ""), ERR_CONFLICT); /* it is the one that was there */
+    store_close(&s);
+}
+
 static void test_a_file_that_is_no_database(void **state)
 {
     struct place *p = *state;
@@ -297,6 +324,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_modes, setup, teardown),
         cmocka_unit_test_setup_teardown(test_migrations, setup, teardown),
         cmocka_unit_test_setup_teardown(test_backup, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_a_failed_replacement, setup, teardown),
         cmocka_unit_test_setup_teardown(test_a_file_that_is_no_database, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
