@@ -26,7 +26,7 @@
 
 #define NAME_PREFIX "pullgate-"
 #define NAME_SUFFIX ".backup"
-#define KEYS_NAMED 512                         /* files of a directory that --keep looks at */
+#define NAME_TIME   "20260101T000000Z" /* its form */
 #define EPOCHS_A_SECOND 100000                 /* more changes than a store can have committed in a second */
 #define EPOCH_MAX (UINT64_C(1) << 60)          /* beyond it is damage, not history */
 #define REDIS_DEADLINE_MS 1000
@@ -103,16 +103,18 @@ static void must(enum err e)
         die(e == ERR_DENIED ? EXIT_DENIED : EXIT_FAILED, "%s", problem.text[0] != '\0' ? problem.text : err_text(e));
 }
 
-static int64_t number_of(struct store *s, const char *sql)
+static enum err schema_of(struct store *s, int64_t *ret, struct error *reterr)
 {
     struct store_stmt *st = NULL;
     bool row = false;
+    enum err e = store_query(s, &st, reterr, "SELECT COALESCE(MAX(version),0) FROM schema_migrations", "");
 
-    must(store_query(s, &st, &problem, sql, ""));
-    must(store_step(st, &row, &problem));
-    int64_t n = row ? store_col_int(st, 0) : 0;
+    if (!e)
+        e = store_step(st, &row, reterr);
+    if (!e)
+        *ret = row ? store_col_int(st, 0) : 0;
     store_done(&st);
-    return n;
+    return e;
 }
 
 /* Structure, foreign keys. ERR_INVALID: damaged. */
@@ -135,6 +137,19 @@ static enum err intact(struct store *s, const char *what, struct error *reterr)
         e = error_set(reterr, ERR_INVALID, "%s is damaged: rows refer to others that are not there", what);
     store_done(&st);
     return e;
+}
+
+/* A store that was only a step on the way. */
+static void beside_remove(const char *path)
+{
+    static const char *const tails[] = {"", "-wal", "-shm", ".lock"};
+
+    for (size_t i = 0; i < sizeof tails / sizeof *tails; i++) {
+        struct strbuf name = {0};
+        sb_addf(&name, "%s%s", path, tails[i]);
+        unlink(name.p);
+        sb_free(&name);
+    }
 }
 
 static void hash_file(int fd, struct backup_head *h)
@@ -173,28 +188,23 @@ static int copy_store(const struct config *cfg, const char *target, struct backu
     enum err e = store_backup(s, path.p, &problem);
     store_close(&s);
     must(e);
-    int fd = open(path.p, O_RDONLY | O_CLOEXEC);
+    int fd = open(path.p, O_RDONLY | O_CLOEXEC), code = errno;
     char *absolute = realpath(path.p, NULL);
     sb_addf(&url, "sqlite://%s", absolute != NULL ? absolute : path.p);
     /* Judged by itself: what cannot be restored is no backup. */
     e = store_open(url.p, true, &s, &problem);
     if (!e)
         e = intact(s, "the store", &problem);
-    if (!e) {
-        h->schema = number_of(s, "SELECT COALESCE(MAX(version),0) FROM schema_migrations");
+    if (!e)
+        e = schema_of(s, &h->schema, &problem);
+    if (!e)
         e = outbox_epoch(s, &epoch, &problem);
-        h->epoch = epoch;
-    }
+    h->epoch = epoch;
     store_close(&s);
-    unlink(path.p);
-    sb_addc(&path, "-wal");
-    unlink(path.p);
-    path.n -= 4;
-    sb_addc(&path, "-shm");
-    unlink(path.p);
+    beside_remove(path.p);
     must(e);
     if (fd < 0)
-        die(EXIT_FAILED, "%s cannot be read", path.p);
+        die(EXIT_FAILED, "%s: %s", path.p, strerror(code));
     hash_file(fd, h);
     mem_free(absolute);
     sb_free(&path);
@@ -209,7 +219,7 @@ static void keys_read(const char *directory, struct backup_key_files *ret)
 
     if (d == NULL)
         die(EXIT_FAILED, "%s: %s", directory, strerror(errno));
-    while ((entry = readdir(d)) != NULL) {
+    while (errno = 0, (entry = readdir(d)) != NULL) {
         size_t n = strlen(entry->d_name);
         if (entry->d_name[0] == '.' || n < 5 || strcmp(entry->d_name + n - 4, ".key") != 0)
             continue;
@@ -221,23 +231,53 @@ static void keys_read(const char *directory, struct backup_key_files *ret)
         ssize_t got = fd < 0 ? -1 : file_read_full(fd, f->bytes, BACKUP_KEY_FILE_BYTES);
         if (got < 0)
             die(EXIT_FAILED, "%s/%s: %s", directory, entry->d_name, strerror(errno));
+        if (got == BACKUP_KEY_FILE_BYTES)
+            die(EXIT_FAILED, "%s/%s is too long to be a key", directory, entry->d_name);
         close(fd);
         f->n = (size_t)got;
         memcpy(f->name, entry->d_name, n + 1);
         ret->n++;
     }
+    if (errno != 0)
+        die(EXIT_FAILED, "%s: %s", directory, strerror(errno));
     closedir(d);
+    if (ret->n == 0)
+        die(EXIT_FAILED, "%s holds no keys", directory);
 }
 
-static int by_name(const void *a, const void *b)
+/* One that target_name() makes: prefix, time, perhaps -number, suffix. */
+static bool name_scan(const char *text, struct str *ret_time, uint64_t *ret_number)
 {
-    return strcmp(*(char *const *)a, *(char *const *)b);
+    static const char form[] = NAME_TIME;
+    struct str name = str_c(text);
+
+    if (!str_starts(name, S(NAME_PREFIX)) || !str_ends(name, S(NAME_SUFFIX)) || name.n < strlen(NAME_PREFIX NAME_TIME NAME_SUFFIX))
+        return false;
+    struct str time = str_sub(name, strlen(NAME_PREFIX), strlen(form));
+    struct str rest = str_sub(name, strlen(NAME_PREFIX NAME_TIME), name.n - strlen(NAME_PREFIX NAME_TIME NAME_SUFFIX));
+    for (size_t i = 0; i < time.n; i++)
+        if (form[i] >= '0' && form[i] <= '9' ? time.p[i] < '0' || time.p[i] > '9' : time.p[i] != form[i])
+            return false;
+    *ret_time = time;
+    *ret_number = 1;
+    return rest.n == 0 || (rest.p[0] == '-' && str_to_u64(str_skip(rest, 1), ret_number));
 }
 
-/* The names begin with the time: the last ones in order are the newest. */
+static int by_age(const void *a, const void *b)
+{
+    struct str ta = {0}, tb = {0};
+    uint64_t na = 0, nb = 0;
+
+    (void)name_scan(*(char *const *)a, &ta, &na);
+    (void)name_scan(*(char *const *)b, &tb, &nb);
+    int order = memcmp(ta.p, tb.p, ta.n);
+    return order != 0 ? order : (na > nb) - (na < nb);
+}
+
+/* All but the newest; how many those were. */
 static unsigned prune(const char *directory, uint64_t keep)
 {
-    char *names[KEYS_NAMED];
+    char **names = NULL;
     size_t n = 0;
     unsigned removed = 0;
     DIR *d = opendir(directory);
@@ -245,17 +285,22 @@ static unsigned prune(const char *directory, uint64_t keep)
 
     if (d == NULL)
         die(EXIT_FAILED, "%s: %s", directory, strerror(errno));
-    while (n < KEYS_NAMED && (entry = readdir(d)) != NULL) {
-        size_t len = strlen(entry->d_name), ours = strlen(NAME_PREFIX "20260101T000000Z" NAME_SUFFIX);
-        if (len >= ours && strncmp(entry->d_name, NAME_PREFIX "2", 10) == 0 && strcmp(entry->d_name + len - strlen(NAME_SUFFIX), NAME_SUFFIX) == 0)
-            names[n++] = mem_strdup(entry->d_name);
+    while ((entry = readdir(d)) != NULL) {
+        struct str time;
+        uint64_t number;
+        if (!name_scan(entry->d_name, &time, &number))
+            continue;
+        names = mem_realloc(names, (n + 1) * sizeof *names);
+        names[n++] = mem_strdup(entry->d_name);
     }
-    qsort(names, n, sizeof *names, by_name);
+    if (n > 0)
+        qsort(names, n, sizeof *names, by_age);
     for (size_t i = 0; i < n; i++) {
         if (i + keep < n && unlinkat(dirfd(d), names[i], 0) == 0)
             removed++;
         mem_free(names[i]);
     }
+    mem_free(names);
     closedir(d);
     return removed;
 }
@@ -482,47 +527,58 @@ static bool owner_set(int fd, const char *path)
     return geteuid() != 0 || (known && fchown(fd, st.st_uid, st.st_gid) == 0);
 }
 
-static void beside_remove(const char *path)
+static enum err key_write(int d, const char *directory, const struct stat *owner, const struct backup_key_file *f, struct error *reterr)
 {
-    static const char *const tails[] = {"", "-wal", "-shm", ".lock"};
+    char there[BACKUP_KEY_FILE_BYTES];
+    int fd = openat(d, f->name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
 
-    for (size_t i = 0; i < sizeof tails / sizeof *tails; i++) {
-        struct strbuf name = {0};
-        sb_addf(&name, "%s%s", path, tails[i]);
-        unlink(name.p);
-        sb_free(&name);
+    if (fd >= 0) {
+        ssize_t n = file_read_full(fd, there, sizeof there);
+        close(fd);
+        bool same = n == (ssize_t)f->n && str_eq_secret(there, f->bytes, f->n);
+        mem_cleanse(there, sizeof there);
+        return same ? ERR_OK
+                    : error_set(reterr, ERR_CONFLICT, "%s/%s is there and is another key: move the directory away to restore the keys of the backup", directory,
+                                f->name);
     }
+    fd = openat(d, f->name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (fd < 0)
+        return error_set(reterr, ERR_UNAVAILABLE, "%s/%s: %s", directory, f->name, strerror(errno));
+    bool good = file_write_all(fd, (struct str){f->bytes, f->n}) && (geteuid() != 0 || fchown(fd, owner->st_uid, owner->st_gid) == 0) && fsync(fd) == 0;
+    int code = errno;
+    close(fd);
+    if (good)
+        return ERR_OK;
+    unlinkat(d, f->name, 0); /* or the next try would take a part of it for another key */
+    return error_set(reterr, ERR_UNAVAILABLE, "%s/%s: %s", directory, f->name, strerror(code));
 }
 
 /* Into a keys directory that has none of them; one that is there already must be the same. */
-static void keys_write(const char *directory, const struct backup_key_files *files)
+static enum err keys_write(const char *directory, const struct backup_key_files *files, struct error *reterr)
 {
-    if (mkdir(directory, 0700) != 0 && errno != EEXIST)
-        die(EXIT_FAILED, "%s: %s", directory, strerror(errno));
-    int d = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     struct stat st;
-    if (d < 0 || fstat(d, &st) != 0)
-        die(EXIT_FAILED, "%s: %s", directory, strerror(errno));
-    for (size_t i = 0; i < files->n; i++) {
-        const struct backup_key_file *f = &files->list[i];
-        char there[BACKUP_KEY_FILE_BYTES];
-        int fd = openat(d, f->name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-        if (fd >= 0) {
-            ssize_t n = file_read_full(fd, there, sizeof there);
-            close(fd);
-            if (n != (ssize_t)f->n || !str_eq_secret(there, f->bytes, f->n))
-                die(EXIT_FAILED, "%s/%s is there and is another key: move the directory away to restore the keys of the backup", directory, f->name);
-            mem_cleanse(there, sizeof there);
-            continue;
-        }
-        fd = openat(d, f->name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
-        if (fd < 0 || !file_write_all(fd, (struct str){f->bytes, f->n}) || fsync(fd) != 0 || (geteuid() == 0 && fchown(fd, st.st_uid, st.st_gid) != 0))
-            die(EXIT_FAILED, "%s/%s: %s", directory, f->name, strerror(errno));
-        close(fd);
-    }
-    if (fsync(d) != 0)
-        die(EXIT_FAILED, "%s: %s", directory, strerror(errno));
+
+    if (mkdir(directory, 0700) != 0 && errno != EEXIST)
+        return error_set(reterr, ERR_UNAVAILABLE, "%s: %s", directory, strerror(errno));
+    int d = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (d < 0)
+        return error_set(reterr, ERR_UNAVAILABLE, "%s: %s", directory, strerror(errno));
+    enum err e = fstat(d, &st) == 0 ? ERR_OK : error_set(reterr, ERR_UNAVAILABLE, "%s: %s", directory, strerror(errno));
+    for (size_t i = 0; !e && i < files->n; i++)
+        e = key_write(d, directory, &st, &files->list[i], reterr);
+    if (!e && fsync(d) != 0)
+        e = error_set(reterr, ERR_UNAVAILABLE, "%s: %s", directory, strerror(errno));
     close(d);
+    return e;
+}
+
+static enum err schema_check(const char *file, const struct backup_head *h, struct error *reterr)
+{
+    const int knows = SCHEMA_MIGRATIONS[SCHEMA_MIGRATIONS_N - 1].version;
+
+    if (h->schema <= knows)
+        return ERR_OK;
+    return error_set(reterr, ERR_INVALID, "%s: holds schema %lld, this program knows %d: it was made by a newer one", file, (long long)h->schema, knows);
 }
 
 static int restore_check(const struct options *o, const struct backup_secret *secret)
@@ -530,9 +586,7 @@ static int restore_check(const struct options *o, const struct backup_secret *se
     struct backup_head h;
 
     must(backup_read(o->target, secret, -1, &h, NULL, &problem));
-    if (h.schema > SCHEMA_MIGRATIONS[SCHEMA_MIGRATIONS_N - 1].version)
-        die(EXIT_FAILED, "%s: holds schema %lld, this program knows %d: it was made by a newer one", o->target, (long long)h.schema,
-            SCHEMA_MIGRATIONS[SCHEMA_MIGRATIONS_N - 1].version);
+    must(schema_check(o->target, &h, &problem));
     head_show(&h, o->target, "is good", 0);
     return EXIT_OK;
 }
@@ -564,13 +618,13 @@ int restore_command(int argc, char **argv)
     if (fd < 0)
         die(EXIT_FAILED, "%s: %s", fresh.p, strerror(errno));
     e = backup_read(o.target, &secret, fd, &h, &files, &problem);
-    if (!e && h.schema > SCHEMA_MIGRATIONS[SCHEMA_MIGRATIONS_N - 1].version)
-        e = error_set(&problem, ERR_INVALID, "%s: holds schema %lld, this program knows %d: it was made by a newer one", o.target, (long long)h.schema,
-                      SCHEMA_MIGRATIONS[SCHEMA_MIGRATIONS_N - 1].version);
+    if (!e)
+        e = schema_check(o.target, &h, &problem);
     if (!e && o.with_keys && files.n == 0)
         e = error_set(&problem, ERR_INVALID, "%s: holds no keys: it was made without --with-keys", o.target);
+    if (!e && o.with_keys)
+        e = keys_write(cfg->keys.path, &files, &problem);
     if (!e && o.with_keys) {
-        keys_write(cfg->keys.path, &files);
         if (keys != NULL)
             keyring_free(keys);
         keys = NULL;

@@ -228,6 +228,7 @@ def test_other_keys_passphrases_and_a_new_machine(one, tmp_path):
     before = (there / "pullgate.db").read_bytes()
     r = cli("restore", whole, "--passphrase-file", p1, "--with-keys", config=config)
     assert r.returncode == 1 and "seal.key is there and is another key" in r.stderr, r
+    assert not list(there.glob("*.restored*")), "no copy of what was in the backup stays"
     r = cli("restore", one.file, config=config)
     assert r.returncode == 3 and "keys.path holds" in r.stderr, r
     assert (there / "pullgate.db").read_bytes() == before
@@ -278,6 +279,53 @@ def test_backups_while_the_admin_writes(tmp_path):
         db.close()
         s.start_admin()
         assert s.api("GET", "/customers").status_code == 200
+
+
+@pytest.mark.once
+def test_keep_keeps_the_newest_and_takes_nothing_else(one, tmp_path):
+    """Of one second, -10 is newer than -2, and both than the one without a number; many are no reason to keep all."""
+    alike = ["pullgate-2020-customers.backup", "pullgate-20200101T000000Z-old.backup", "pullgate-20200101T000000Z.backup.asc"]
+    for name in ("", "-2", "-3", "-10"):
+        (tmp_path / f"pullgate-20260101T000000Z{name}.backup").touch()
+    for name in alike:
+        (tmp_path / name).touch()
+    good("backup", tmp_path, "--keep", "3", config=one.config_path)
+    left = {f.name for f in tmp_path.iterdir()}
+    assert left >= {"pullgate-20260101T000000Z-3.backup", "pullgate-20260101T000000Z-10.backup", *alike}, left
+    assert len(left) == 3 + len(alike), left
+    for i in range(700):
+        (tmp_path / f"pullgate-20250101T{i:06}Z.backup").touch()
+    good("backup", tmp_path, "--keep", "600", config=one.config_path)
+    left = sorted(f.name for f in tmp_path.iterdir() if f.name not in alike)
+    assert len(left) == 600 and left[0] == "pullgate-20250101T000104Z.backup", (len(left), left[0])
+
+
+@pytest.mark.once
+def test_what_cannot_be_backed_up_leaves_nothing(one, tmp_path):
+    """No copy of the store stays beside the target, and no backup that lacks the keys it was asked for, or a part of one."""
+    to, keys, phrase = tmp_path / "to", tmp_path / "keys", tmp_path / "phrase"
+    to.mkdir()
+    keys.mkdir(0o700)
+    phrase.write_text("correct horse battery\n")
+    phrase.chmod(0o600)
+    cfg = json.loads(one.config_path.read_text())
+    cfg["store"]["url"] = f"sqlite://{tmp_path}/foreign.db"
+    with sqlite3.connect(tmp_path / "foreign.db") as db:
+        db.execute("CREATE TABLE cats (name TEXT)")
+    db.close()
+    config = tmp_path / "foreign.yaml"
+    config.write_text(json.dumps(cfg))
+    r = cli("backup", to / "x", config=config)
+    assert r.returncode == 1 and "schema_migrations" in r.stderr and not list(to.iterdir()), (r, list(to.iterdir()))
+    cfg = json.loads(one.config_path.read_text())
+    cfg["keys"]["path"] = str(keys)
+    config.write_text(json.dumps(cfg))
+    args = ("backup", to / "x", "--passphrase-file", phrase, "--with-keys")
+    r = cli(*args, config=config)
+    assert r.returncode == 1 and "holds no keys" in r.stderr and not list(to.iterdir()), r
+    (keys / "seal.key").write_bytes(b"0" * 5000)
+    r = cli(*args, config=config)
+    assert r.returncode == 1 and "seal.key" in r.stderr and not list(to.iterdir()), r
 
 
 @pytest.mark.once
