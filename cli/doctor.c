@@ -370,8 +370,6 @@ static void check_redis_rights(void)
 static void check_projection(void)
 {
     const struct cache_reply *r;
-    struct str payload;
-    uint64_t epoch = 0;
 
     if (redis(&r, NULL, "GET " PROJECTION_ROOT_KEY) != ERR_OK || d.keys == NULL)
         return;
@@ -379,20 +377,18 @@ static void check_projection(void)
         warn("redis.projection", "start pullgate-admin: it fills Redis", "Redis holds no entitlements: proxies answer 503");
         return;
     }
-    if (projection_unwrap(d.keys, S(PROJECTION_ROOT_KEY), r->str, &epoch, &payload) != ERR_OK) {
+    struct projection_root root;
+    if (projection_root_scan(d.keys, r->str, &root) != ERR_OK) {
         fail("redis.projection", "use the same keys directory everywhere, and one Redis for one deployment",
-             "what stands in Redis was not signed with mac.key of %s: the proxies do not believe it", d.cfg->keys.path);
+             "what stands in Redis was not signed with mac.key of %s, or has another form: the proxies do not believe it", d.cfg->keys.path);
         return;
     }
-    struct projection_root root;
-    int64_t age = -1;
-    if (projection_root_scan(d.keys, r->str, &root) == ERR_OK)
-        age = (clock_now_ms() - root.time_ms) / 1000;
+    int64_t age = (clock_now_ms() - root.time_ms) / 1000;
     if (age > 60)
         warn("redis.projection", "start pullgate-admin, or see why it does not reach Redis", "signed by our keys, change %llu, but renewed %lld s ago",
-             (unsigned long long)epoch, (long long)age);
+             (unsigned long long)root.epoch, (long long)age);
     else
-        ok("redis.projection", "signed by our keys, change %llu, renewed %lld s ago", (unsigned long long)epoch, (long long)age);
+        ok("redis.projection", "signed by our keys, change %llu, renewed %lld s ago", (unsigned long long)root.epoch, (long long)age);
 }
 
 static void check_apart(const char *name, const char *whom, int64_t seconds, int64_t warn_s)
@@ -574,6 +570,8 @@ static void check_one_upstream(const char *name, const struct upstream_spec *spe
                  a.detail[0] != '\0' ? a.detail : err_text(a.err));
         else
             ok(check.p, "%s answers%s", spec->url, spec->username != NULL && spec->username[0] != '\0' ? " and takes the credentials" : "");
+        if (!a.err)
+            check_upstream_date(name, spec);
         if (!a.err && repository != NULL) {
             struct strbuf tags = {0};
             sb_addf(&tags, "upstream.%s.tags", name);
@@ -585,8 +583,6 @@ static void check_one_upstream(const char *name, const struct upstream_spec *spe
                 ok(tags.p, "%s has %zu tags", repository, a.tags);
             sb_free(&tags);
         }
-        if (a.err == ERR_OK || a.tags > 0)
-            check_upstream_date(name, spec);
     }
     fetch_url_free(&url);
     sb_free(&check);
