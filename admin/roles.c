@@ -49,10 +49,16 @@ static size_t plural(struct str one, char ret[SCOPE_MAX])
     return n > 0 && n < SCOPE_MAX ? (size_t)n : 0;
 }
 
+/* What everybody may of himself, whatever his token is for: "self.get". */
+static bool is_self(const struct route *r)
+{
+    return str_starts(str_c(r->action), S("self."));
+}
+
 bool scope_of_route(const struct route *r, char ret[SCOPE_MAX])
 {
     struct str object, verb;
-    if (r->role == ROLE_NONE || r->role >= ROLE_CUSTOMER || !r->action)
+    if (r->role == ROLE_NONE || r->role >= ROLE_CUSTOMER || !r->action || is_self(r))
         return false;
     if (!str_cut(str_c(r->action), '.', &object, &verb)) {
         snprintf(ret, SCOPE_MAX, "%s", r->action);
@@ -81,7 +87,7 @@ static bool scopes_have(struct str scopes, struct str scope)
 bool scopes_allow(struct str scopes, const struct route *r)
 {
     char scope[SCOPE_MAX];
-    return !scopes.n || r->role == ROLE_NONE || (scope_of_route(r, scope) && scopes_have(scopes, str_c(scope)));
+    return !scopes.n || r->role == ROLE_NONE || is_self(r) || (scope_of_route(r, scope) && scopes_have(scopes, str_c(scope)));
 }
 
 bool scope_exists(struct str scope, const struct route *const *tables)

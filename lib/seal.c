@@ -151,6 +151,20 @@ void seal_hmac(struct str key, struct str data, uint8_t ret[SEAL_MAC_LEN])
     mem_cleanse(&k, sizeof k);
 }
 
+void seal_hmac_sha1(struct str key, struct str data, uint8_t ret[SEAL_SHA1_LEN])
+{
+    static const char sha1[] = "SHA1";
+    OSSL_PARAM params[] = {OSSL_PARAM_construct_utf8_string(OSSL_MAC_PARAM_DIGEST, (char *)(uintptr_t)sha1, 0), OSSL_PARAM_construct_end()};
+    EVP_MAC *mac = EVP_MAC_fetch(NULL, "HMAC", NULL);
+    EVP_MAC_CTX *ctx = mac ? EVP_MAC_CTX_new(mac) : NULL;
+    size_t n = 0;
+    AN(ctx && EVP_MAC_init(ctx, (const unsigned char *)key.p, key.n, params) == 1);
+    AN(EVP_MAC_update(ctx, (const unsigned char *)data.p, data.n) == 1);
+    AN(EVP_MAC_final(ctx, ret, &n, SEAL_SHA1_LEN) == 1 && n == SEAL_SHA1_LEN);
+    EVP_MAC_CTX_free(ctx);
+    EVP_MAC_free(mac);
+}
+
 bool seal_digest_matches(struct str data, const struct digest *d)
 {
     if (d->alg != DIGEST_SHA256 && d->alg != DIGEST_SHA512)

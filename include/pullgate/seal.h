@@ -65,6 +65,9 @@ void seal_ed25519_kid(const uint8_t public_key[32], char ret[SEAL_KID_MAX]);
 
 void seal_sha256(struct str data, uint8_t ret[32]);
 void seal_hmac(struct str key, struct str data, uint8_t ret[SEAL_MAC_LEN]);
+/* For one-time passwords alone, whose programs know nothing else. */
+#define SEAL_SHA1_LEN 20
+void seal_hmac_sha1(struct str key, struct str data, uint8_t ret[SEAL_SHA1_LEN]);
 bool seal_digest_matches(struct str data, const struct digest *d);
 void seal_random(void *buf, size_t n); /* aborts when the kernel gives none */
 
