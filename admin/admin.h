@@ -8,6 +8,7 @@
 #include "pullgate/seal.h"
 
 struct db;
+struct failures;
 struct projector;
 struct events;
 struct sync;
@@ -22,6 +23,8 @@ struct admin {
     struct db *writer; /* the one writing connection */
     struct db *reader; /* GET requests; a read-only connection */
     struct db *slow;   /* requests that wait for a network (upstream test, sync); a read-only connection */
+    struct db *hasher; /* the thread that hashes passwords; a read-only connection */
+    struct failures *addresses, *accounts; /* failed sign-ins; http.c's */
     struct projector *projector;
     struct events *events;
     struct sync *sync;

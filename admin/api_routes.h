@@ -17,6 +17,8 @@ extern const struct route PLAN_ROUTES[];        /* api_plans.c */
 extern const struct route COUPON_ROUTES[];      /* api_coupons.c */
 extern const struct route SIGNER_ROUTES[];      /* signer.c: the keys that sign */
 extern const struct route KEY_ROUTES[];         /* api_keys.c: validation, license files, revocation lists */
+extern const struct route USER_ROUTES[];        /* api_users.c: people of the vendor and of customers, invitations */
+extern const struct route SESSION_ROUTES[];     /* api_sessions.c: signing in, oneself; also under /portal/v1 */
 extern const struct route META_ROUTES[];        /* openapi.c */
 
 /* Whether the caller may give somebody the role: at most his own, and an operator only in the first vendor (api_vendors.c). */

@@ -2,7 +2,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -10,6 +9,8 @@
 #include "db.h"
 #include "events.h"
 #include "jobs.h"
+#include "failures.h"
+#include "people.h"
 #include "portal.h"
 #include "projector.h"
 #include "pullgate/clock.h"
@@ -28,74 +29,13 @@
 #define IDEMPOTENCY_KEY_MAX 255
 #define IDEMPOTENCY_AGE_S   86400 /* an answer is kept this long */
 #define LAST_USED_EVERY_S   60    /* a token's last use is written at most this often */
-#define FAILURE_SLOTS       4096  /* addresses whose failed sign-ins are counted at once */
-#define FAILURE_WINDOW_S    60
-#define FAILURE_REST_MAX_S  3600 /* an address that goes on is refused for a minute, two, four … up to this */
-#define FAILURE_ALERT       20   /* failures of one address that are worth an operator's look */
 #define METRICS_CONNECTIONS 256  /* scrapers and health checks: of their own, so that a flood of the API cannot hide it from them */
 #define RETRY_AFTER_BUSY_S  1
-
-/* ---- failed sign-ins by address -------------------------------------------------------------------------------------- */
-
-/* A direct-mapped table: an address that meets another one's slot takes it, so memory is bounded and a flood of addresses only
- * forgets counts. IPv6 is counted by /64. */
-struct failures {
-    pthread_mutex_t mutex;
-    uint64_t alerts; /* addresses that reached FAILURE_ALERT */
-    struct failure {
-        uint8_t addr[16];
-        int64_t window_s;  /* when the window began */
-        int64_t until_s;   /* refused until then */
-        uint64_t count;    /* in the window */
-        uint64_t total;    /* since it was last quiet for an hour */
-        unsigned strikes;  /* windows that went beyond the limit */
-    } slots[FAILURE_SLOTS];
-};
-
-/* Counts one failure; true when the address is beyond its limit, for *ret_wait_s. Only failures are refused: whoever has the right
- * token gets in from there all the while. */
-static bool failures_count(struct failures *f, const uint8_t addr[16], const char *peer, int64_t now_s, uint64_t limit, unsigned *ret_wait_s)
-{
-    static const uint8_t v4_mapped[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
-    uint8_t key[16];
-    memcpy(key, addr, sizeof key);
-    if (memcmp(key, v4_mapped, sizeof v4_mapped) != 0)
-        memset(key + 8, 0, 8);
-    struct failure *slot = &f->slots[str_hash((struct str){(const char *)key, sizeof key}) % FAILURE_SLOTS];
-    pthread_mutex_lock(&f->mutex);
-    bool is_other = memcmp(slot->addr, key, sizeof key) != 0 || now_s < slot->window_s; /* or the clock went back */
-    if (is_other || now_s - (slot->until_s > slot->window_s ? slot->until_s : slot->window_s) > FAILURE_REST_MAX_S) {
-        *slot = (struct failure){.window_s = now_s};
-        memcpy(slot->addr, key, sizeof key);
-    }
-    bool beyond = now_s < slot->until_s;
-    if (!beyond) {
-        if (now_s - slot->window_s >= FAILURE_WINDOW_S) {
-            slot->window_s = now_s;
-            slot->count = 0;
-        }
-        if ((beyond = ++slot->count > limit)) {
-            int64_t rest = (int64_t)FAILURE_WINDOW_S << (slot->strikes < 6 ? slot->strikes : 6);
-            slot->strikes++;
-            slot->until_s = now_s + (rest < FAILURE_REST_MAX_S ? rest : FAILURE_REST_MAX_S);
-        }
-    }
-    if (beyond)
-        *ret_wait_s = (unsigned)(slot->until_s - now_s);
-    bool alert = ++slot->total == FAILURE_ALERT;
-    if (alert)
-        __atomic_add_fetch(&f->alerts, 1, __ATOMIC_RELAXED);
-    pthread_mutex_unlock(&f->mutex);
-    if (alert)
-        log_error("%d failed sign-ins from %s", FAILURE_ALERT, peer);
-    return beyond;
-}
 
 /* ---- the parts ------------------------------------------------------------------------------------------------------- */
 
 struct http {
     struct admin *admin;
-    struct failures failures;
     struct edge_shared *shared, *metrics_shared;
     struct edge *api, *metrics;
     struct edge_tls *tls;
@@ -118,6 +58,7 @@ struct exchange {
     char *values[API_MAX_PARAMS];
     unsigned allowed; /* methods of the path, where the method was wrong */
     bool has_encoding, is_portal, is_replay, is_beyond_limit;
+    bool is_checked; /* by the thread that hashes */
     char *body;
     struct strbuf answer;
     const char *answer_type;
@@ -277,14 +218,17 @@ static enum err token_authenticate(struct api *rq)
     struct str token = str_trim(str_skip(auth, 7));
     if (!token.n || token.n > TOKEN_TEXT_MAX)
         return token_refuse(rq);
+    if (str_starts(token, S(SESSION_PREFIX)))
+        return session_authenticate(rq, token, false);
 
     char hash[CREDENTIAL_HASH_MAX];
     credential_hash(rq->admin->keys, token, hash);
     struct store_stmt *st = NULL;
     bool row = false;
     enum err err = store_query(rq->store, &st, &rq->error,
-                               "SELECT t.id, t.vendor_id, t.role, t.hash, t.expires_at, t.revoked_at, t.last_used_at, v.time_zone, t.name, t.scopes"
-                               " FROM api_tokens t JOIN vendors v ON v.id=t.vendor_id WHERE t.hash=?",
+                               "SELECT t.id, t.vendor_id, t.role, t.hash, t.expires_at, t.revoked_at, t.last_used_at, v.time_zone, t.name, t.scopes, t.user_id,"
+                               " u.role FROM api_tokens t JOIN vendors v ON v.id=t.vendor_id"
+                               " LEFT JOIN users u ON u.id=t.user_id AND u.disabled=0 AND u.removed_at=0 WHERE t.hash=?",
                                "z", hash);
     if (!err)
         err = store_step(st, &row, &rq->error);
@@ -297,11 +241,18 @@ static enum err token_authenticate(struct api *rq)
     bool good = row && stored.n == strlen(hash) && str_eq_secret(stored.p, hash, stored.n) && store_col_int(st, 5) == 0 &&
                 (expires_at == 0 || rq->now_s < expires_at);
     int64_t last_used = 0;
+    struct str owner = row ? store_col_str(st, 10) : (struct str){NULL, 0};
+    if (good && owner.n) { /* a person's: never further than he reaches now, and not at all without him */
+        enum role has = role_parse(store_col_str(st, 2)), may = role_parse(store_col_str(st, 11));
+        rq->role = may < has ? may : has;
+        rq->owner_id = str_dup(owner);
+    } else if (good) {
+        rq->role = role_parse(store_col_str(st, 2));
+    }
     if (good) {
         rq->token_id = str_dup(store_col_str(st, 0));
         rq->vendor_id = str_dup(store_col_str(st, 1));
         rq->zone = str_dup(store_col_str(st, 7));
-        rq->role = role_parse(store_col_str(st, 2));
         rq->actor_name = str_dup(store_col_str(st, 8));
         rq->scopes = str_dup(store_col_str(st, 9));
         rq->token_expires_s = expires_at;
@@ -359,7 +310,7 @@ static enum err exchange_count_failure(struct exchange *ex, enum err err)
     unsigned wait_s = 0;
     if (err != ERR_UNAUTHN)
         return err;
-    if (failures_count(&ex->http->failures, rq->peer_addr, rq->peer, rq->now_s, admin_config(rq->admin)->limits.auth_failures_per_minute, &wait_s)) {
+    if (failures_count(rq->admin->addresses, rq->peer_addr, rq->peer, rq->now_s, admin_config(rq->admin)->limits.auth_failures_per_minute, &wait_s)) {
         ex->is_beyond_limit = true;
         rq->retry_after_s = wait_s;
         return api_fail(rq, ERR_TOO_MANY, "too_many_failures", NULL, "too many failed sign-ins from this address");
@@ -660,9 +611,9 @@ static void exchange_audit_refusal(struct exchange *ex, enum err refused)
     rq->error = kept;
 }
 
-static enum err exchange_steps(struct exchange *ex)
+/* Who, whether he may, and whether the request is one. */
+static enum err exchange_checks(struct exchange *ex)
 {
-    struct api *rq = &ex->rq;
     enum err err = exchange_authenticate(ex);
     if (!err)
         err = exchange_authorise(ex);
@@ -670,6 +621,13 @@ static enum err exchange_steps(struct exchange *ex)
         err = exchange_check_query(ex);
     if (!err)
         err = exchange_check_body(ex);
+    return err;
+}
+
+static enum err exchange_steps(struct exchange *ex)
+{
+    struct api *rq = &ex->rq;
+    enum err err = ex->is_checked ? ERR_OK : exchange_checks(ex);
     if (err)
         return err;
     if (rq->route->flags & ROUTE_SLOW) {
@@ -706,6 +664,47 @@ static void exchange_done(void *arg, enum err err)
     if (ex->err)
         exchange_problem(ex);
     loop_post(ex->rq.admin->loop, exchange_finish, ex);
+}
+
+/* A route that hashes a password: checked and hashed in the thread for that, then carried out in the writer's. What is refused in the
+ * first run goes through the writer too, for its audit row. */
+static enum err exchange_hash_run(struct store *s, void *arg, struct error *reterr)
+{
+    struct exchange *ex = exchange_of(arg);
+    struct api *rq = &ex->rq;
+    rq->store = s;
+    ex->err = exchange_checks(ex);
+    if (!ex->err) {
+        ex->is_checked = true;
+        rq->is_hashing = true;
+        ex->err = rq->route->run(rq);
+        rq->is_hashing = false;
+    }
+    ex->err = exchange_count_failure(ex, ex->err);
+    if (ex->err == ERR_UNAVAILABLE && reterr)
+        *reterr = rq->error;
+    return ex->err;
+}
+
+static enum err exchange_refused_run(struct store *s, void *arg, struct error *reterr)
+{
+    struct exchange *ex = exchange_of(arg);
+    (void)reterr;
+    ex->rq.store = s;
+    exchange_audit_refusal(ex, ex->err);
+    return ERR_OK;
+}
+
+static void exchange_hash_done(void *arg, enum err err)
+{
+    struct exchange *ex = exchange_of(arg);
+    if (err && !ex->err)
+        ex->err = err;
+    if (!db_post(ex->rq.admin->writer, DB_PLAIN, ex->err ? exchange_refused_run : exchange_run, ex, exchange_done))
+        return;
+    if (!ex->err)
+        ex->err = api_fail(&ex->rq, ERR_UNAVAILABLE, "busy", NULL, "too many requests are waiting");
+    exchange_done(ex, ex->err);
 }
 
 /* ---- the loop's side --------------------------------------------------------------------------------------------------- */
@@ -929,7 +928,7 @@ static void http_metrics(struct http *h, struct edge_req *req)
         metric(&b, "gauge", "pullgate_admin_mails_pending", "Mails not yet taken by the mail server", j.mails_pending);
         metric(&b, "gauge", "pullgate_admin_mails_failed", "Mails given up, in the time that they are kept", j.mails_failed);
     }
-    metric(&b, "counter", "pullgate_admin_sign_in_alerts_total", "Addresses with 20 failed sign-ins", __atomic_load_n(&h->failures.alerts, __ATOMIC_RELAXED));
+    metric(&b, "counter", "pullgate_admin_sign_in_alerts_total", "Addresses with 20 failed sign-ins", failures_alerts(h->admin->addresses));
     metric(&b, "gauge", "pullgate_admin_clock_bad", "1: the clock is behind what it was", h->clock_is_bad);
     if (h->admin->reload) {
         struct reload_counts reloads;
@@ -986,8 +985,12 @@ static void on_request(void *ctx, struct edge_req *req)
     }
     struct exchange *ex = exchange_new(h, req);
     const struct route *r = ex->rq.route;
-    struct db *lane = r && r->flags & ROUTE_SLOW ? h->admin->slow : !r || !route_writes(&ex->rq) ? h->admin->reader : h->admin->writer;
-    if (db_post(lane, DB_PLAIN, exchange_run, ex, exchange_done)) {
+    bool hashes = r && r->flags & ROUTE_HASHES;
+    struct db *lane = hashes                           ? h->admin->hasher
+                      : r && r->flags & ROUTE_SLOW     ? h->admin->slow
+                      : !r || !route_writes(&ex->rq)   ? h->admin->reader
+                                                       : h->admin->writer;
+    if (db_post(lane, DB_PLAIN, hashes ? exchange_hash_run : exchange_run, ex, hashes ? exchange_hash_done : exchange_done)) {
         h->unavailable++;
         ex->err = api_fail(&ex->rq, ERR_UNAVAILABLE, "busy", NULL, "too many requests are waiting");
         exchange_problem(ex);
@@ -1071,7 +1074,8 @@ struct http *http_new(struct admin *a)
     struct http *h = NEW(struct http);
     h->admin = a;
     h->access_fd = -1;
-    pthread_mutex_init(&h->failures.mutex, NULL);
+    a->addresses = failures_new();
+    a->accounts = failures_new();
     h->shared = edge_shared_new(a->cfg->limits.connections, a->cfg->limits.connections_per_ip);
     h->metrics_shared = edge_shared_new(METRICS_CONNECTIONS, METRICS_CONNECTIONS);
     const struct edge_handlers api = {.ctx = h,
@@ -1204,6 +1208,7 @@ void http_free(struct http **ph)
     edge_shared_free(&h->metrics_shared);
     if (h->access_fd >= 0)
         close(h->access_fd);
-    pthread_mutex_destroy(&h->failures.mutex);
+    failures_free(&h->admin->addresses);
+    failures_free(&h->admin->accounts);
     mem_free(h);
 }

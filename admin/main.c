@@ -32,6 +32,7 @@
 
 #define QUEUE_MAX      256 /* requests that may wait for a database thread */
 #define QUEUE_SLOW_MAX 16  /* that may wait for a network */
+#define QUEUE_HASH_MAX 32 /* sign-ins that may wait: less than a second */
 #define CLOCK_CHECK_MS 60000
 
 static const char USAGE[] = "usage: pullgate-admin [--config FILE] [--check | --show-config | --version]\n";
@@ -169,6 +170,10 @@ static enum err start_databases(struct admin *a, struct error *reterr)
     o.queue_max = QUEUE_SLOW_MAX;
     if (!err)
         err = db_start(&o, &a->slow, reterr);
+    o.name = "db-hash";
+    o.queue_max = QUEUE_HASH_MAX;
+    if (!err)
+        err = db_start(&o, &a->hasher, reterr);
     return err;
 }
 
@@ -226,6 +231,7 @@ static void stop_all(struct process *p)
     sync_end(a->sync);
     jobs_end(a->jobs);
     events_stop(&a->events);
+    db_end(a->hasher);
     db_end(a->slow);
     db_end(a->reader);
     db_end(a->writer);
@@ -235,6 +241,7 @@ static void stop_all(struct process *p)
     http_sockets_free(&p->sockets);
     sync_stop(&a->sync);
     jobs_stop(&a->jobs);
+    db_stop(&a->hasher);
     db_stop(&a->slow);
     db_stop(&a->reader);
     db_stop(&a->writer);

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "compile.h"
+#include "people.h"
 #include "pullgate/clock.h"
 #include "pullgate/credential.h"
 #include "pullgate/decision.h"
@@ -64,6 +65,9 @@ static bool addr_in(const struct jv *cidrs, const uint8_t addr[16])
 
 enum err portal_authenticate(struct api *rq)
 {
+    struct str auth = str_c(rq->authorization);
+    if (auth.n > 7 && str_eq_nocase(str_sub(auth, 0, 7), S("Bearer ")))
+        return session_authenticate(rq, str_trim(str_skip(auth, 7)), true);
     struct strbuf scratch = {0};
     struct str password;
     char hash[CREDENTIAL_HASH_MAX];

@@ -481,6 +481,32 @@ static const char MIGRATION_7[] =
     "CREATE INDEX api_tokens_vendor ON api_tokens(vendor_id, created_at, id);\n"
     "CREATE INDEX api_tokens_user ON api_tokens(user_id) WHERE user_id<>'';\n"
 
+    /* A person of the vendor, or of one of its customers; who was removed keeps a row without secrets. */
+    "CREATE TABLE users ("
+    " id TEXT PRIMARY KEY, vendor_id TEXT NOT NULL REFERENCES vendors(id), customer_id TEXT NOT NULL DEFAULT '',"
+    " is_customers INTEGER NOT NULL," /* customer_id<>'' */
+    " email TEXT NOT NULL, name TEXT NOT NULL DEFAULT '',"
+    " role TEXT NOT NULL CHECK (role IN ('operator','owner','admin','license_manager','support','viewer','customer_admin','customer_viewer')),"
+    " password_hash TEXT NOT NULL DEFAULT '', password_at INTEGER NOT NULL DEFAULT 0," /* '': invited */
+    " disabled INTEGER NOT NULL DEFAULT 0,"
+    " totp_sealed TEXT NOT NULL DEFAULT ''," /* keyring_seal, aad "<id>|totp" */
+    " totp_enabled_at INTEGER NOT NULL DEFAULT 0, totp_step INTEGER NOT NULL DEFAULT 0," /* the last step that was used */
+    " invite_hash TEXT NOT NULL DEFAULT '', invite_expires_at INTEGER NOT NULL DEFAULT 0,"
+    " last_at INTEGER NOT NULL DEFAULT 0, last_from TEXT NOT NULL DEFAULT '',"
+    " created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL, removed_at INTEGER NOT NULL DEFAULT 0,"
+    " rev INTEGER NOT NULL DEFAULT 1, CHECK (is_customers=(customer_id<>'')), CHECK (is_customers=(role LIKE 'customer_%'))) WITHOUT ROWID;\n"
+    "CREATE UNIQUE INDEX users_email ON users(vendor_id, is_customers, email) WHERE removed_at=0;\n"
+    "CREATE UNIQUE INDEX users_invite ON users(invite_hash) WHERE invite_hash<>'';\n"
+    "CREATE INDEX users_list ON users(vendor_id, customer_id, created_at, id);\n"
+    "CREATE INDEX users_sign_in ON users(email, is_customers);\n"
+    "CREATE INDEX users_customer ON users(customer_id) WHERE customer_id<>'';\n"
+    "CREATE TABLE sessions ("
+    " id TEXT PRIMARY KEY, user_id TEXT NOT NULL REFERENCES users(id), hash TEXT NOT NULL UNIQUE, address TEXT NOT NULL,"
+    " created_at INTEGER NOT NULL, used_at INTEGER NOT NULL, expires_at INTEGER NOT NULL, revoked_at INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;\n"
+    "CREATE INDEX sessions_user ON sessions(user_id, created_at, id);\n"
+    "CREATE TABLE user_recovery ("
+    " user_id TEXT NOT NULL REFERENCES users(id), hash TEXT NOT NULL, PRIMARY KEY (user_id, hash)) WITHOUT ROWID;\n"
+
     "ALTER TABLE vendors ADD COLUMN branding TEXT NOT NULL DEFAULT '{}';\n"           /* JSON object, for the portal */
     "ALTER TABLE vendors ADD COLUMN suspended_at INTEGER NOT NULL DEFAULT 0;\n"
     "ALTER TABLE vendors ADD COLUMN suspended_reason TEXT NOT NULL DEFAULT '';\n";

@@ -52,7 +52,7 @@ static void sql(const char *text)
 /* Routes that wait for a network, sign in as a customer, or walk the whole audit are not called. */
 static bool callable(const struct route *r)
 {
-    return r && !(r->flags & ROUTE_SLOW) && r->role != ROLE_CUSTOMER && r->role != ROLE_NONE && !strstr(r->path, "/audit");
+    return r && !(r->flags & (ROUTE_SLOW | ROUTE_HASHES)) && r->role < ROLE_CUSTOMER && r->role != ROLE_NONE && !strstr(r->path, "/audit");
 }
 
 static void call(struct call *c, enum head_method method, struct str target, const struct jv *body)
