@@ -80,6 +80,7 @@ struct api {
     char *owner_id;                     /* the person whose token it is, or who is signed in; NULL */
     char *scopes;                       /* of the token, separated by blanks; NULL or "": all that the role may */
     int64_t token_expires_s;            /* 0: never */
+    bool is_vendor_suspended;           /* then it may read, and nothing else */
     char *for_vendor;                   /* X-Pullgate-Vendor: the slug of the vendor that an operator acts for; NULL */
     enum role role;
     char *customer_id, *credential_id, *license_id; /* portal; license_id "" unless the credential is bound to one */

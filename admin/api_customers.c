@@ -418,7 +418,22 @@ static enum err credential_get(struct api *rq)
 struct credential_make {
     struct str name, license_id, cidrs; /* license_id {NULL,0}: none; cidrs: JSON */
     int64_t expires_at;
+    bool is_successor; /* of one that was counted */
 };
+
+/* Those bound to a license are counted against its limit, where it has one: service accounts of an application. */
+static enum err credential_check_limit(struct api *rq, struct str license_id)
+{
+    bool is_full = false;
+    enum err err = api_lookup(rq,
+                              "SELECT 1 FROM licenses l WHERE l.id=? AND json_type(l.limits,'$.custom.max_credentials')='integer' AND"
+                              " (SELECT count(*) FROM credentials c WHERE c.license_id=l.id AND c.revoked_at=0) >="
+                              " json_extract(l.limits,'$.custom.max_credentials')",
+                              license_id, NULL, &is_full);
+    if (!err && is_full)
+        err = api_fail(rq, ERR_CONFLICT, "limit_reached", "license_id", "license_id: the license has as many credentials as its limit max_credentials allows");
+    return err;
+}
 
 /* Inserts one, and answers it with its secret. */
 static enum err credential_make(struct api *rq, const struct credential_make *m, struct str username, char id[ID_MAX])
@@ -430,6 +445,8 @@ static enum err credential_make(struct api *rq, const struct credential_make *m,
         api_lookup(rq, "SELECT 1 FROM credentials WHERE customer_id=? AND revoked_at=0 LIMIT 1 OFFSET 999", rq->params[0], NULL, &full);
     if (!err && full)
         err = api_fail(rq, ERR_CONFLICT, "too_many_credentials", NULL, "a customer has at most %d live credentials", CREDENTIALS_MAX);
+    if (!err && m->license_id.p && !m->is_successor)
+        err = credential_check_limit(rq, m->license_id);
     if (err)
         return err;
     id_new("crd_", id);
@@ -545,6 +562,7 @@ static enum err credential_rotate(struct api *rq)
     m.name = jv_get_str(rq->in, "name").p ? jv_get_str(rq->in, "name") : jv_get_str(rq->before, "name");
     m.license_id = jv_get_str(rq->before, "license_id");
     m.cidrs = sb_str(&cidrs);
+    m.is_successor = true;
     err = credential_make(rq, &m, sb_str(&slug), id);
     /* The old one ends when the overlap does, or when it would have ended anyway. */
     int64_t end = rq->now_s + (int64_t)(overlap_ms / 1000);
@@ -560,6 +578,26 @@ out:
     sb_free(&hash);
     sb_free(&cidrs);
     return err;
+}
+
+/* ---- the customer's own, in the portal ------------------------------------------------------------------------------------ */
+
+static enum err portal_credential_create(struct api *rq)
+{
+    rq->params[0] = str_c(rq->customer_id);
+    enum err err = credential_create(rq);
+    if (!err) {
+        mem_free(rq->location);
+        rq->location = mem_strdup("/portal/v1/credentials");
+    }
+    return err;
+}
+
+static enum err portal_credential_delete(struct api *rq)
+{
+    rq->params[1] = rq->params[0];
+    rq->params[0] = str_c(rq->customer_id);
+    return credential_delete(rq);
 }
 
 static const struct query_param CUSTOMER_PARAMS[] = {{"slug", "only this one"}, {"external_id", "only these"}, {NULL, NULL}};
@@ -582,5 +620,9 @@ const struct route CUSTOMER_ROUTES[] = {
      "Revoke a credential"},
     {HEAD_POST, CUS "/{id}/credentials/{credential_id}/rotate", credential_rotate, ROLE_LICENSES, 0, &CREDENTIAL_ROTATE, &CREDENTIAL, NULL,
      "credential.rotate", "Make its successor; the old secret goes on for the overlap"},
+    {HEAD_POST, "/portal/v1/credentials", portal_credential_create, ROLE_CUSTOMER_ADMIN, 0, &CREDENTIAL_CREATE, &CREDENTIAL, NULL,
+     "portal.credential.create", "Make a credential of one's own; its secret is shown once"},
+    {HEAD_DELETE, "/portal/v1/credentials/{id}", portal_credential_delete, ROLE_CUSTOMER_ADMIN, 0, NULL, NULL, NULL,
+     "portal.credential.delete", "Revoke one of one's own credentials"},
     {.path = NULL},
 };

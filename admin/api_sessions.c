@@ -179,7 +179,7 @@ enum err session_authenticate(struct api *rq, struct str token, bool is_portal)
     credential_hash(rq->admin->keys, token, hash);
     enum err err = store_query(rq->store, &st, &rq->error,
                                "SELECT s.id, s.user_id, s.hash, s.used_at, s.expires_at, u.vendor_id, u.customer_id, u.role, u.email, v.time_zone,"
-                               " coalesce(c.disabled,0), c.archived_at FROM sessions s JOIN users u ON u.id=s.user_id JOIN vendors v ON"
+                               " coalesce(c.disabled,0) OR (u.customer_id<>'' AND v.suspended_at<>0), c.archived_at, v.suspended_at FROM sessions s JOIN users u ON u.id=s.user_id JOIN vendors v ON"
                                " v.id=u.vendor_id LEFT JOIN customers c ON c.id=u.customer_id AND u.customer_id<>''"
                                " WHERE s.hash=? AND s.revoked_at=0 AND u.disabled=0 AND u.removed_at=0",
                                "z", hash);
@@ -199,6 +199,7 @@ enum err session_authenticate(struct api *rq, struct str token, bool is_portal)
         rq->role = role_parse(store_col_str(st, 7));
         rq->actor_name = str_dup(store_col_str(st, 8));
         rq->zone = str_dup(store_col_str(st, 9));
+        rq->is_vendor_suspended = store_col_int(st, 12) != 0;
         if (is_portal) {
             rq->customer_id = str_dup(store_col_str(st, 6));
             rq->credential_id = mem_strdup("");

@@ -1,5 +1,5 @@
-/* Vendors and the tokens of the admin API. A vendor sees itself; the owner of the first vendor, who runs the deployment, makes further
- * ones. */
+/* Vendors and the tokens of the admin API. A vendor sees itself; an operator, who belongs to the first vendor, sees, makes and suspends
+ * them all. */
 #include <string.h>
 
 #include "api_routes.h"
@@ -14,6 +14,15 @@
 
 /* ---- schemas ----------------------------------------------------------------------------------------------------------- */
 
+static const struct field BRANDING_FIELDS[] = {
+    {.name = "display_name", .type = FIELD_STRING, .flags = FIELD_OPTIONAL | FIELD_EMPTY},
+    {.name = "logo_url", .type = FIELD_STRING, .flags = FIELD_OPTIONAL | FIELD_EMPTY, .max = 500},
+    {.name = "color", .type = FIELD_STRING, .flags = FIELD_OPTIONAL | FIELD_EMPTY, .max = 7, .about = "#rrggbb"},
+    {.name = "support_url", .type = FIELD_STRING, .flags = FIELD_OPTIONAL | FIELD_EMPTY, .max = 500, .about = "where questions, issues and wishes go"},
+    {.name = "terms_url", .type = FIELD_STRING, .flags = FIELD_OPTIONAL | FIELD_EMPTY, .max = 500},
+    {.name = NULL},
+};
+
 static const struct field VENDOR_FIELDS[] = {
     {.name = "id", .type = FIELD_STRING},
     {.name = "slug", .type = FIELD_STRING},
@@ -21,6 +30,10 @@ static const struct field VENDOR_FIELDS[] = {
     {.name = "time_zone", .type = FIELD_STRING, .about = "IANA name; a date of an expiry ends in this zone"},
     {.name = "renew_url", .type = FIELD_STRING, .flags = FIELD_EMPTY, .about = "shown in denials"},
     {.name = "support_contact", .type = FIELD_STRING, .flags = FIELD_EMPTY},
+    {.name = "branding", .type = FIELD_OBJECT, .sub = BRANDING_FIELDS, .about = "how the portal looks to its customers"},
+    {.name = "grants_irrevocable", .type = FIELD_BOOL, .about = "a version that was granted is never taken back"},
+    {.name = "suspended_at", .type = FIELD_TIME, .about = "its customers pull nothing, and it changes nothing, from then on"},
+    {.name = "suspended_reason", .type = FIELD_STRING, .flags = FIELD_EMPTY},
     {.name = "created_at", .type = FIELD_TIME},
     {.name = "updated_at", .type = FIELD_TIME},
     {.name = "etag", .type = FIELD_STRING},
@@ -35,9 +48,16 @@ static const struct field VENDOR_CREATE_FIELDS[] = {
     {.name = "time_zone", .type = FIELD_STRING, .max = 64},
     {.name = "renew_url", .type = FIELD_STRING, .flags = FIELD_EMPTY, .max = 500},
     {.name = "support_contact", .type = FIELD_STRING, .flags = FIELD_EMPTY},
+    {.name = "branding", .type = FIELD_OBJECT, .sub = BRANDING_FIELDS, .about = "replaces all of it"},
+    {.name = "grants_irrevocable", .type = FIELD_BOOL},
     {.name = NULL},
 };
 static const struct schema VENDOR_CREATE = {"VendorCreate", VENDOR_CREATE_FIELDS};
+static const struct field VENDOR_SUSPEND_FIELDS[] = {
+    {.name = "reason", .type = FIELD_STRING, .flags = FIELD_REQUIRED, .max = 500},
+    {.name = NULL},
+};
+static const struct schema VENDOR_SUSPEND = {"VendorSuspend", VENDOR_SUSPEND_FIELDS};
 static const struct schema VENDOR_UPDATE = {"VendorUpdate", VENDOR_CREATE_FIELDS + 1 /* without slug */};
 
 static const struct field TOKEN_FIELDS[] = {
@@ -68,7 +88,9 @@ static const struct schema TOKEN_CREATE = {"TokenCreate", TOKEN_CREATE_FIELDS};
 
 /* ---- vendors ----------------------------------------------------------------------------------------------------------- */
 
-#define VENDOR_COLUMNS "id, slug, name, time_zone, renew_url, support_contact, created_at, updated_at, rev, is_first"
+#define VENDOR_COLUMNS                                                                                                                     \
+    "id, slug, name, time_zone, renew_url, support_contact, created_at, updated_at, rev, is_first, branding, grants_irrevocable,"          \
+    " suspended_at, suspended_reason"
 
 static struct jv *vendor_print(const struct store_stmt *st)
 {
@@ -79,6 +101,10 @@ static struct jv *vendor_print(const struct store_stmt *st)
     jv_set_str(v, "time_zone", store_col_str(st, 3));
     jv_set_str(v, "renew_url", store_col_str(st, 4));
     jv_set_str(v, "support_contact", store_col_str(st, 5));
+    api_set_json(v, "branding", store_col_str(st, 10));
+    jv_set_bool(v, "grants_irrevocable", store_col_int(st, 11) != 0);
+    jv_set_time(v, "suspended_at", store_col_int(st, 12));
+    jv_set_str(v, "suspended_reason", store_col_str(st, 13));
     jv_set_time(v, "created_at", store_col_int(st, 6));
     jv_set_time(v, "updated_at", store_col_int(st, 7));
     api_print_etag(v, store_col_int(st, 8));
@@ -117,25 +143,75 @@ static enum err vendor_answer(struct api *rq, struct str id)
 static enum err vendor_list(struct api *rq)
 {
     struct page page;
+    struct store_stmt *st = NULL;
+    struct strbuf slug = {0};
+    bool row;
     enum err err = api_page(rq, &page);
     if (err)
         return err;
-    struct jv *items = api_list(rq), *v;
-    int64_t rev;
-    bool is_first;
-    if (page.has_cursor)
+    api_query(rq, "slug", &slug);
+    struct jv *items = api_list(rq);
+    err = store_query(rq->store, &st, &rq->error,
+                      "SELECT " VENDOR_COLUMNS " FROM vendors WHERE (?1 OR id=?2) AND (?3='' OR slug=?3) AND (created_at, id) > (?4,?5)"
+                      " ORDER BY created_at, id LIMIT ?6",
+                      "bzsizi", rq->role == ROLE_OPERATOR && !rq->for_vendor, rq->vendor_id, slug.n ? sb_str(&slug) : S(""), page.after_key,
+                      page.after_id, (int64_t)page.limit + 1);
+    while (!err) {
+        err = store_step(st, &row, &rq->error);
+        if (err || !row || !api_page_take(&page, rq->out, store_col_int(st, 6), store_col_str(st, 0).p))
+            break;
+        jv_push(items, vendor_print(st));
+    }
+    store_done(&st);
+    sb_free(&slug);
+    return err;
+}
+
+/* The vendor of the path: the caller's own, or any for an operator, who then acts for it: the change stands in that vendor's audit. */
+static enum err vendor_target(struct api *rq)
+{
+    bool found = false;
+    if (str_eq_c(rq->params[0], rq->vendor_id))
         return ERR_OK;
-    err = vendor_load(rq, str_c(rq->vendor_id), &v, &rev, &is_first);
-    if (!err)
-        jv_push(items, v);
+    if (rq->role != ROLE_OPERATOR)
+        return api_not_found(rq, "vendor");
+    enum err err = api_lookup(rq, "SELECT 1 FROM vendors WHERE id=?", rq->params[0], NULL, &found);
+    if (!err && !found)
+        err = api_not_found(rq, "vendor");
+    if (!err) {
+        mem_free(rq->vendor_id);
+        MEM_FREE(rq->zone);
+        rq->vendor_id = str_dup(rq->params[0]);
+    }
     return err;
 }
 
 static enum err vendor_get(struct api *rq)
 {
-    if (!str_eq_c(rq->params[0], rq->vendor_id))
-        return api_not_found(rq, "vendor");
-    return vendor_answer(rq, rq->params[0]);
+    enum err err = vendor_target(rq);
+    return err ? err : vendor_answer(rq, rq->params[0]);
+}
+
+static bool is_http(struct str url)
+{
+    return !url.n || str_starts(url, S("https://")) || str_starts(url, S("http://"));
+}
+
+static enum err branding_check(struct api *rq)
+{
+    static const char *const urls[] = {"logo_url", "support_url", "terms_url"};
+    const struct jv *b = jv_get(rq->in, "branding");
+    char field[API_FIELD_MAX];
+    for (size_t i = 0; i < sizeof urls / sizeof *urls; i++) {
+        api_field(field, "branding.%s", urls[i]);
+        if (!is_http(jv_get_str(b, urls[i])))
+            return api_fail(rq, ERR_INVALID, "invalid_field", field, "%s: expected an http or https address", field);
+    }
+    struct str color = jv_get_str(b, "color");
+    uint8_t rgb[3];
+    if (color.n && (color.n != 7 || color.p[0] != '#' || !hex_decode(str_skip(color, 1), rgb, sizeof rgb)))
+        return api_fail(rq, ERR_INVALID, "invalid_field", "branding.color", "branding.color: expected #rrggbb");
+    return ERR_OK;
 }
 
 static enum err vendor_check(struct api *rq)
@@ -144,18 +220,19 @@ static enum err vendor_check(struct api *rq)
     if (zone && !clock_zone_exists(zone))
         return api_fail(rq, ERR_INVALID, "invalid_field", "time_zone", "time_zone: no such zone; expected a name such as Europe/Berlin");
     struct str url = jv_get_str(rq->in, "renew_url");
-    if (url.n && !str_starts(url, S("https://")) && !str_starts(url, S("http://")))
+    if (!is_http(url))
         return api_fail(rq, ERR_INVALID, "invalid_field", "renew_url", "renew_url: expected an http or https address");
-    return ERR_OK;
+    return branding_check(rq);
 }
 
 static enum err vendor_update(struct api *rq)
 {
     int64_t rev;
     bool is_first;
-    if (!str_eq_c(rq->params[0], rq->vendor_id))
-        return api_not_found(rq, "vendor");
-    enum err err = vendor_check(rq);
+    struct strbuf branding = {0};
+    enum err err = vendor_target(rq);
+    if (!err)
+        err = vendor_check(rq);
     if (!err)
         err = vendor_load(rq, rq->params[0], &rq->before, &rev, &is_first);
     if (!err)
@@ -163,9 +240,13 @@ static enum err vendor_update(struct api *rq)
     if (!err)
         err = store_exec(rq->store, NULL, &rq->error,
                          "UPDATE vendors SET name=COALESCE(?,name), time_zone=COALESCE(?,time_zone), renew_url=COALESCE(?,renew_url),"
-                         " support_contact=COALESCE(?,support_contact), updated_at=?, rev=rev+1 WHERE id=?",
-                         "ssssis", jv_get_str(rq->in, "name"), jv_get_str(rq->in, "time_zone"), jv_get_str(rq->in, "renew_url"),
-                         jv_get_str(rq->in, "support_contact"), rq->now_s, rq->params[0]);
+                         " support_contact=COALESCE(?,support_contact), branding=COALESCE(?,branding), grants_irrevocable=?, updated_at=?,"
+                         " rev=rev+1 WHERE id=?",
+                         "sssssbis", jv_get_str(rq->in, "name"), jv_get_str(rq->in, "time_zone"), jv_get_str(rq->in, "renew_url"),
+                         jv_get_str(rq->in, "support_contact"), api_in_json(rq, "branding", &branding),
+                         jv_get_bool(rq->in, "grants_irrevocable", jv_get_bool(rq->before, "grants_irrevocable", false)), rq->now_s,
+                         rq->params[0]);
+    sb_free(&branding);
     if (!err && (api_has(rq, "renew_url") || api_has(rq, "support_contact"))) /* they stand in every entitlement */
         err = outbox_put_customers_of_vendor(rq->store, rq->params[0], &rq->error);
     if (!err)
@@ -229,14 +310,17 @@ static enum err vendor_create(struct api *rq)
         return err;
 
     char id[ID_MAX], token_id[ID_MAX], secret[CREDENTIAL_TEXT_MAX];
+    struct strbuf branding = {0};
     id_new("ven_", id);
     struct str zone = jv_get_str(rq->in, "time_zone"), renew = jv_get_str(rq->in, "renew_url"),
                support = jv_get_str(rq->in, "support_contact");
     err = store_exec(
         rq->store, NULL, &rq->error,
-        "INSERT INTO vendors (id, slug, name, time_zone, renew_url, support_contact, created_at, updated_at) VALUES (?,?,?,?,?,?,?,?)",
-        "zsssssii", id, slug, jv_get_str(rq->in, "name"), zone.p ? zone : S("UTC"), renew.p ? renew : S(""), support.p ? support : S(""),
-        rq->now_s, rq->now_s);
+        "INSERT INTO vendors (id, slug, name, time_zone, renew_url, support_contact, branding, grants_irrevocable, created_at, updated_at)"
+        " VALUES (?,?,?,?,?,?,COALESCE(?,'{}'),?,?,?)",
+        "zssssssbii", id, slug, jv_get_str(rq->in, "name"), zone.p ? zone : S("UTC"), renew.p ? renew : S(""), support.p ? support : S(""),
+        api_in_json(rq, "branding", &branding), jv_get_bool(rq->in, "grants_irrevocable", false), rq->now_s, rq->now_s);
+    sb_free(&branding);
     if (!err)
         err = token_insert(rq, id, NULL, S("first owner"), S("owner"), S(""), 0, token_id, secret);
     if (!err)
@@ -247,6 +331,78 @@ static enum err vendor_create(struct api *rq)
         api_created(rq, "/api/v1/vendors/", id);
     }
     mem_cleanse(secret, sizeof secret);
+    return err;
+}
+
+/* All its customers' facts say so at once; what it has stays. */
+static enum err vendor_set_suspended(struct api *rq, int64_t at_s, struct str reason)
+{
+    int64_t rev;
+    bool is_first;
+    enum err err = vendor_target(rq);
+    if (!err)
+        err = vendor_load(rq, rq->params[0], &rq->before, &rev, &is_first);
+    if (!err && is_first)
+        err = api_fail(rq, ERR_CONFLICT, "action_not_allowed", NULL, "the first vendor is the operator's own");
+    bool is_suspended = !err && jv_type(jv_get(rq->before, "suspended_at")) == JV_STRING;
+    if (!err && is_suspended == (at_s != 0))
+        err = api_fail(rq, ERR_CONFLICT, "action_not_allowed", NULL, is_suspended ? "it is suspended" : "it is not suspended");
+    if (!err)
+        err = store_exec(rq->store, NULL, &rq->error, "UPDATE vendors SET suspended_at=?, suspended_reason=?, updated_at=?, rev=rev+1 WHERE id=?",
+                         "isis", at_s, reason, rq->now_s, rq->params[0]);
+    if (!err)
+        err = outbox_put_customers_of_vendor(rq->store, rq->params[0], &rq->error);
+    if (!err)
+        err = vendor_answer(rq, rq->params[0]);
+    if (!err)
+        rq->after = jv_copy(rq->out);
+    return err;
+}
+
+static enum err vendor_suspend(struct api *rq)
+{
+    return vendor_set_suspended(rq, rq->now_s, jv_get_str(rq->in, "reason"));
+}
+
+static enum err vendor_reinstate(struct api *rq)
+{
+    return vendor_set_suspended(rq, 0, S(""));
+}
+
+/* ---- what a customer sees of it ----------------------------------------------------------------------------------------- */
+
+static const struct field PORTAL_VENDOR_FIELDS[] = {
+    {.name = "slug", .type = FIELD_STRING},
+    {.name = "name", .type = FIELD_STRING},
+    {.name = "renew_url", .type = FIELD_STRING, .flags = FIELD_EMPTY},
+    {.name = "support_contact", .type = FIELD_STRING, .flags = FIELD_EMPTY},
+    {.name = "support_tier", .type = FIELD_STRING, .flags = FIELD_EMPTY, .about = "the member support_tier of the customer's metadata"},
+    {.name = "branding", .type = FIELD_OBJECT, .sub = BRANDING_FIELDS},
+    {.name = NULL},
+};
+static const struct schema PORTAL_VENDOR = {"PortalVendor", PORTAL_VENDOR_FIELDS};
+
+static enum err portal_vendor(struct api *rq)
+{
+    struct strbuf tier = {0};
+    struct jv *v = NULL;
+    int64_t rev;
+    bool is_first, found = false;
+    enum err err = vendor_load(rq, str_c(rq->vendor_id), &v, &rev, &is_first);
+    if (!err)
+        err = api_lookup(rq, "SELECT CASE WHEN json_type(metadata,'$.support_tier')='text' THEN json_extract(metadata,'$.support_tier') ELSE '' END"
+                             " FROM customers WHERE id=?",
+                         str_c(rq->customer_id), &tier, &found);
+    if (!err) {
+        static const char *const texts[] = {"slug", "name", "renew_url", "support_contact"};
+        rq->out = jv_object();
+        for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
+            jv_set_str(rq->out, texts[i], jv_get_str(v, texts[i]));
+        jv_set_str(rq->out, "support_tier", tier.n ? sb_str(&tier) : S(""));
+        jv_set(rq->out, "branding", jv_copy(jv_get(v, "branding")));
+    }
+    jv_free(v);
+    sb_free(&tier);
     return err;
 }
 
@@ -395,13 +551,21 @@ static enum err token_delete(struct api *rq)
                       rq->params[0]);
 }
 
+static const struct query_param VENDOR_PARAMS[] = {{"slug", "only this one"}, {NULL, NULL}};
+
 const struct route VENDOR_ROUTES[] = {
-    {HEAD_GET, "/api/v1/vendors", vendor_list, ROLE_VIEWER, ROUTE_LIST, NULL, &VENDOR, NULL, "vendor.list",
-     "The vendor of the token, as a list"},
+    {HEAD_GET, "/api/v1/vendors", vendor_list, ROLE_VIEWER, ROUTE_LIST, NULL, &VENDOR, VENDOR_PARAMS, "vendor.list",
+     "The caller's vendor as a list; all of them for an operator"},
     {HEAD_POST, "/api/v1/vendors", vendor_create, ROLE_OPERATOR, 0, &VENDOR_CREATE, &VENDOR, NULL, "vendor.create",
      "Make a further vendor and its first owner's token"},
-    {HEAD_GET, "/api/v1/vendors/{id}", vendor_get, ROLE_VIEWER, 0, NULL, &VENDOR, NULL, "vendor.get", "The vendor of the token"},
+    {HEAD_GET, "/api/v1/vendors/{id}", vendor_get, ROLE_VIEWER, 0, NULL, &VENDOR, NULL, "vendor.get", "One vendor: the caller's, or any for an operator"},
     {HEAD_PATCH, "/api/v1/vendors/{id}", vendor_update, ROLE_OWNER, 0, &VENDOR_UPDATE, &VENDOR, NULL, "vendor.update", "Change the vendor"},
+    {HEAD_POST, "/api/v1/vendors/{id}/suspend", vendor_suspend, ROLE_OPERATOR, ROUTE_ACTION, &VENDOR_SUSPEND, &VENDOR, NULL, "vendor.suspend",
+     "Its customers pull nothing, and it can read but change nothing"},
+    {HEAD_POST, "/api/v1/vendors/{id}/reinstate", vendor_reinstate, ROLE_OPERATOR, ROUTE_ACTION, NULL, &VENDOR, NULL, "vendor.reinstate",
+     "As it was before it was suspended"},
+    {HEAD_GET, "/portal/v1/vendor", portal_vendor, ROLE_CUSTOMER, 0, NULL, &PORTAL_VENDOR, NULL, "portal.vendor.get",
+     "Whom the software is from: support contact, links, how the portal looks"},
     {HEAD_GET, "/api/v1/tokens", token_list, ROLE_OWNER, ROUTE_LIST, NULL, &TOKEN, NULL, "token.list", "Tokens of the admin API"},
     {HEAD_POST, "/api/v1/tokens", token_create, ROLE_OWNER, 0, &TOKEN_CREATE, &TOKEN, NULL, "token.create",
      "Make a token; it is shown once"},

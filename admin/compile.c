@@ -296,7 +296,7 @@ static enum err compile_customer(struct store *s, struct str id, struct strbuf *
     struct store_stmt *st;
     bool row;
     enum err e = store_query(s, &st, reterr,
-                             "SELECT u.id, u.slug, u.vendor_id, u.disabled, v.renew_url, v.support_contact, u.requests_per_second"
+                             "SELECT u.id, u.slug, u.vendor_id, u.disabled OR v.suspended_at<>0, v.renew_url, v.support_contact, u.requests_per_second"
                              " FROM customers u JOIN vendors v ON v.id=u.vendor_id WHERE u.id=? AND u.archived_at=0",
                              "s", id);
     if (e)

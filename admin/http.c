@@ -227,7 +227,7 @@ static enum err token_authenticate(struct api *rq)
     bool row = false;
     enum err err = store_query(rq->store, &st, &rq->error,
                                "SELECT t.id, t.vendor_id, t.role, t.hash, t.expires_at, t.revoked_at, t.last_used_at, v.time_zone, t.name, t.scopes, t.user_id,"
-                               " u.role FROM api_tokens t JOIN vendors v ON v.id=t.vendor_id"
+                               " u.role, v.suspended_at FROM api_tokens t JOIN vendors v ON v.id=t.vendor_id"
                                " LEFT JOIN users u ON u.id=t.user_id AND u.disabled=0 AND u.removed_at=0 WHERE t.hash=?",
                                "z", hash);
     if (!err)
@@ -256,6 +256,7 @@ static enum err token_authenticate(struct api *rq)
         rq->actor_name = str_dup(store_col_str(st, 8));
         rq->scopes = str_dup(store_col_str(st, 9));
         rq->token_expires_s = expires_at;
+        rq->is_vendor_suspended = store_col_int(st, 12) != 0;
         struct strbuf actor = {0};
         sb_addf(&actor, "token:%s", rq->token_id);
         rq->actor = sb_take(&actor);
@@ -333,6 +334,8 @@ static enum err exchange_authorise(struct exchange *ex)
         (void)scope_of_route(rq->route, scope);
         return api_fail(rq, ERR_DENIED, "scope_not_allowed", NULL, "this needs the scope %s", scope);
     }
+    if (rq->is_vendor_suspended && rq->role != ROLE_OPERATOR && rq->method != HEAD_GET && !str_starts(str_c(rq->route->action), S("self.")))
+        return api_fail(rq, ERR_DENIED, "vendor_suspended", NULL, "the vendor is suspended: nothing can be changed");
     return ERR_OK;
 }
 

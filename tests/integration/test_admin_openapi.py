@@ -210,9 +210,12 @@ def walk(w):
         raise AssertionError(f"{op_id} is not in the document")
 
     call("openapi.get")
-    ven = call("vendor.create", body={"slug": "walker", "name": "W", "time_zone": "Asia/Tokyo", "renew_url": "", "support_contact": ""})
+    ven = call("vendor.create", body={"slug": "walker", "name": "W", "time_zone": "Asia/Tokyo", "renew_url": "", "support_contact": "",
+                                       "branding": {"color": "#0a0b0c", "terms_url": "https://w.example/terms"}, "grants_irrevocable": False})
     own = call("vendor.list")["items"][0]
     assert ven["id"] != own["id"]
+    call("vendor.suspend", f"/vendors/{ven['id']}/suspend", {"reason": "unpaid"})
+    call("vendor.reinstate", f"/vendors/{ven['id']}/reinstate")
     call("vendor.get", f"/vendors/{own['id']}")
     call("vendor.update", f"/vendors/{own['id']}", {"name": "Owner"})
     tok = call("token.create", body={"name": "t", "role": "viewer"})
