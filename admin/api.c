@@ -47,6 +47,7 @@ void api_release(struct api *rq)
     mem_free(rq->location);
     mem_free(rq->etag);
     jv_free(rq->problem);
+    jv_free(rq->effect_before);
     mem_free(rq->audit_object);
     jv_free(rq->before);
     jv_free(rq->after);

@@ -111,6 +111,10 @@ struct api {
     const char *code;
     struct jv *problem; /* further members of the problem document, or NULL */
 
+    /* ?dry_run=1: what is written is taken back after the answer (http.c); effect.c keeps here what could be pulled before */
+    bool is_dry_run, effect_truncated;
+    struct jv *effect_before;
+
     /* ROUTE_HASHES */
     bool is_hashing;
     char *password_hash; /* what the hashing run leaves for the writing one: of a password that is set */

@@ -8,7 +8,8 @@ extern const struct route VENDOR_ROUTES[];      /* api_vendors.c: vendors, token
 extern const struct route UPSTREAM_ROUTES[];    /* api_upstreams.c */
 extern const struct route APPLICATION_ROUTES[]; /* api_applications.c: applications, repositories, versions, sync */
 extern const struct route CUSTOMER_ROUTES[];    /* api_customers.c: customers, credentials */
-extern const struct route LICENSE_ROUTES[];     /* api_licenses.c: licenses, their actions, grants */
+extern const struct route LICENSE_ROUTES[];     /* api_licenses.c: licenses, their actions */
+extern const struct route GRANT_ROUTES[];       /* api_grants.c */
 extern const struct route USAGE_ROUTES[];       /* api_usage.c: usage and installations of a license */
 extern const struct route LOG_ROUTES[];         /* api_logs.c: pulls, audit, events */
 extern const struct route JOB_ROUTES[];         /* jobs.c: what the clock could not do */

@@ -11,6 +11,7 @@
 
 #include "admin.h"
 #include "db.h"
+#include "licenses.h"
 #include "projector.h"
 #include "pullgate/cache.h"
 #include "pullgate/clock.h"
@@ -50,6 +51,7 @@ struct events {
 
 /* What one read brought; documents own the strings. */
 struct batch {
+    struct admin *admin;
     struct jv **docs;
     size_t n, cap;
     char **ids; /* stream ids to acknowledge */
@@ -213,7 +215,7 @@ static enum err used_store(struct store *s, struct str id, int64_t at_s, struct 
                       at_s, client, id, at_s);
 }
 
-static enum err pull_store(struct store *s, const struct jv *doc, int64_t at_ms, struct error *reterr)
+static enum err pull_store(struct admin *a, struct store *s, const struct jv *doc, int64_t at_ms, struct error *reterr)
 {
     int64_t changes = 0;
     struct str license = text_of(doc, "license_id"), client = text_of(doc, "client");
@@ -242,6 +244,8 @@ static enum err pull_store(struct store *s, const struct jv *doc, int64_t at_ms,
                                   .at_s = at_ms / 1000};
         e = usage_pulled(s, &used, reterr);
     }
+    if (!e && changes && allowed && license.n)
+        e = licenses_pulled(a, s, license, at_ms / 1000, reterr);
     return e;
 }
 
@@ -255,7 +259,7 @@ static enum err batch_store(struct store *s, void *arg, struct error *reterr)
         int64_t at_ms = time_of(doc, b);
         enum err e = ERR_OK;
         if (str_eq_c(kind, "pull") && jv_get_str(doc, "id").n) {
-            e = pull_store(s, doc, at_ms, reterr);
+            e = pull_store(b->admin, s, doc, at_ms, reterr);
             b->pulls++;
         } else if (str_eq_c(kind, "tag")) {
             bool changed;
@@ -380,7 +384,7 @@ static void events_tick(struct events *ev, uint64_t *at_ms)
 static void *events_main(void *arg)
 {
     struct events *ev = arg;
-    struct batch b = {0};
+    struct batch b = {.admin = ev->admin};
     unsigned backoff = 0;
     unsigned long long logged = 0;
     bool old = true; /* first what an earlier life read and did not acknowledge */

@@ -378,6 +378,12 @@ static void query_check_one(void *ctx, struct str key, struct str value)
     for (const struct query_param *p = c->rq->route->params; p && p->name; p++)
         if (param_names(p, key))
             return;
+    if (str_eq(key, S("dry_run")) && route_can_run_dry(c->rq->route)) {
+        if (!str_eq(value, S("1")) && !str_eq(value, S("true")))
+            c->err = api_fail(c->rq, ERR_INVALID, "invalid_parameter", "dry_run", "dry_run: 1, or not at all");
+        c->rq->is_dry_run = !c->err;
+        return;
+    }
     char *name = str_dup(str_sub(key, 0, 60));
     c->err = api_fail(c->rq, ERR_INVALID, "unknown_parameter", name, "%s: no such parameter", name);
     mem_free(name);
@@ -556,7 +562,7 @@ static enum err exchange_write(struct exchange *ex)
 {
     struct api *rq = &ex->rq;
     struct strbuf hash = {0};
-    bool is_replayed = false, is_keyed = rq->method == HEAD_POST && rq->idempotency_key && rq->token_id;
+    bool is_replayed = false, is_keyed = rq->method == HEAD_POST && rq->idempotency_key && rq->token_id && !rq->is_dry_run;
     enum err err = is_keyed ? idempotency_check_key(rq) : ERR_OK;
     if (!err)
         err = store_begin(rq->store, &rq->error);
@@ -572,6 +578,12 @@ static enum err exchange_write(struct exchange *ex)
     if (err)
         goto out;
     exchange_answer(ex);
+    if (rq->is_dry_run) { /* nothing was made, nothing is kept: no row, no audit, no key */
+        if (rq->status == 201)
+            rq->status = 200;
+        MEM_FREE(rq->etag);
+        goto out;
+    }
     if (!(rq->route->flags & ROUTE_NO_AUDIT))
         err = api_audit(rq, rq->route->action, "ok");
     if (!err && is_keyed && ex->answer.n)
@@ -599,7 +611,8 @@ static bool route_writes(const struct api *rq)
 static void exchange_audit_refusal(struct exchange *ex, enum err refused)
 {
     struct api *rq = &ex->rq;
-    if (!rq->actor || !rq->vendor_id || !rq->route || !route_writes(rq) || rq->route->flags & (ROUTE_NO_AUDIT | ROUTE_SLOW) ||
+    if (rq->is_dry_run || !rq->actor || !rq->vendor_id || !rq->route || !route_writes(rq) ||
+        rq->route->flags & (ROUTE_NO_AUDIT | ROUTE_SLOW) ||
         rq->role == ROLE_CUSTOMER || refused == ERR_UNAVAILABLE || refused == ERR_TOO_MANY)
         return;
     struct error kept = rq->error;
@@ -740,6 +753,8 @@ static void exchange_fields(struct exchange *ex, struct strbuf *f)
         sb_addf(f, "ETag: \"%s\"\r\n", rq->etag);
     if (ex->is_replay)
         sb_addc(f, "Idempotent-Replayed: true\r\n");
+    if (rq->is_dry_run)
+        sb_addc(f, "Dry-Run: true\r\n");
     if (rq->retry_after_s)
         sb_addf(f, "Retry-After: %u\r\n", rq->retry_after_s);
     if (rq->status == 401)

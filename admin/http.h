@@ -40,6 +40,7 @@ extern const struct route *const ROUTE_TABLES[];
  * are decoded into values (mem_free each). */
 const struct route *route_find(enum head_method method, struct str path, char *values[API_MAX_PARAMS], unsigned *ret_allowed);
 const char *route_method_text(enum head_method m);
+bool route_can_run_dry(const struct route *r); /* takes ?dry_run=1: it writes, in one transaction */
 
 /* ---- the OpenAPI document: openapi.c ------------------------------------------------------------------------------- */
 

@@ -547,11 +547,14 @@ BAD_LICENSES = [
 
 @pytest.mark.parametrize("bad,code,field", BAD_LICENSES, ids=[json.dumps(b[0])[:60] for b in BAD_LICENSES])
 def test_bad_licenses_change_nothing(s, bad, code, field):
-    before, events = s.api.get("/licenses?limit=1000"), s.api.get("/events?limit=1000")
+    def events():  # but for what the clock does of itself meanwhile
+        return [e for e in s.api.get("/events?limit=1000")["items"] if e["actor"] != "system:clock"]
+
+    before, seen = s.api.get("/licenses?limit=1000"), events()
     db = sqlite3.connect(f"file:{s.dir}/pullgate.db?mode=ro", uri=True)
     outbox = db.execute("SELECT COUNT(*) FROM outbox").fetchone()
     problem(s.api("POST", "/licenses", {"name": "bad", "customer_id": s.cus["id"], "application_id": s.app["id"], **bad}), 400, code, field)
-    assert s.api.get("/licenses?limit=1000") == before and s.api.get("/events?limit=1000") == events
+    assert s.api.get("/licenses?limit=1000") == before and events() == seen
     assert db.execute("SELECT COUNT(*) FROM outbox").fetchone() == outbox
     db.close()
 

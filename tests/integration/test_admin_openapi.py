@@ -260,7 +260,7 @@ def walk(w):
     url = f"/licenses/{lic['id']}"
     call("license.list")
     call("license.get", url)
-    call("license.update", url, {"period": "P1Y", "grace_days": 7})
+    call("license.update", url, {"period": "P1Y", "grace_days": 7, "auto_renew": True, "limits": {"pulls": 5, "custom": {"seats": 3}}, "features": {"sso": True}})
     call("license.activate", url + "/activate", {"reason": "paid"})
     call("license.suspend", url + "/suspend", {"reason": "overdue"})
     call("license.reinstate", url + "/reinstate")
@@ -278,6 +278,9 @@ def walk(w):
     call("signing_key.get", f"/signing-keys/{kid}")
     call("signing_key.create")
     call("signing_key.retire", f"/signing-keys/{kid}/retire", {"compromised": False})
+    call("license.cancel", url + "/cancel-at-period-end", {"reason": "they leave"})
+    call("license.reset", url + "/reset")
+    call("license.history", url + "/history")
     call("license.usage", url + "/usage")
     call("license.instances", url + "/instances")
     g = call("license.add_grant", url + "/grants", {"selector": "exact", "value": "1.0.0", "on_move": "pin"})["grants"][-1]
@@ -295,7 +298,7 @@ def walk(w):
             assert r.status_code == 200, (path, r.text)
             if r.headers["Content-Type"] == "application/json":
                 check(w.doc, op["responses"]["200"]["content"]["application/json"]["schema"], r.json(), path)
-    call("license.remove_grant", f"{url}/grants/{g['id']}")
+    call("license.remove_grant", f"{url}/grants/{g['id']}", {"reason": "not theirs any more"})
     call("license.revoke", url + "/revoke", {"reason": "end"})
     call("license.delete", url)
     for op_id in ("pull.list", "audit.list", "event.list", "audit.verify", "job_error.list"):
