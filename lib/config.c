@@ -20,6 +20,7 @@
 
 #include "pullgate/clock.h"
 #include "pullgate/file.h"
+#include "pullgate/jv.h"
 #include "pullgate/log.h"
 #include "pullgate/mem.h"
 
@@ -1395,4 +1396,98 @@ void config_reference(struct strbuf *ret)
         }
         sb_addf(ret, " | %s | %s |\n", k->reload == RELOAD ? "yes" : "", k->sentence);
     }
+}
+
+/* ---- YAML as a value ----------------------------------------------------------------------------------------------- */
+
+#define VALUE_DEPTH_MAX 16
+#define VALUE_NODES_MAX 200000 /* made, aliases counted as often as they stand */
+
+struct valuer {
+    yaml_document_t *doc;
+    size_t made;
+    struct error *reterr;
+};
+
+/* What an unquoted scalar is: null, a truth value, a whole number, else text (YAML 1.2's core schema, without floats: nothing here has any). */
+static struct jv *scalar_value(const yaml_node_t *node)
+{
+    struct str s = {(const char *)node->data.scalar.value, node->data.scalar.length};
+    bool is_plain = node->data.scalar.style == YAML_PLAIN_SCALAR_STYLE;
+    struct str digits = s.n > 1 && s.p[0] == '-' ? str_skip(s, 1) : s;
+    uint64_t number;
+    if (!is_plain)
+        return jv_string(s);
+    if (s.n == 0 || str_eq(s, S("~")) || str_eq(s, S("null")))
+        return jv_null();
+    if (str_eq(s, S("true")) || str_eq(s, S("false")))
+        return jv_boolean(s.p[0] == 't');
+    bool is_number = str_to_u64(digits, &number) && number <= INT64_MAX && (digits.p[0] != '0' || digits.n == 1);
+    return is_number ? jv_integer(digits.n < s.n ? -(int64_t)number : (int64_t)number) : jv_string(s);
+}
+
+static struct jv *node_value(struct valuer *v, int index, unsigned depth)
+{
+    const yaml_node_t *node = yaml_document_get_node(v->doc, index);
+    if (!node || depth > VALUE_DEPTH_MAX || ++v->made > VALUE_NODES_MAX) {
+        (void)error_set(v->reterr, ERR_TOO_LARGE, "too deep, or too much of it");
+        return NULL;
+    }
+    struct jv *made = NULL, *child;
+    switch (node->type) {
+    case YAML_SCALAR_NODE:
+        return scalar_value(node);
+    case YAML_SEQUENCE_NODE:
+        made = jv_array();
+        for (const yaml_node_item_t *i = node->data.sequence.items.start; i < node->data.sequence.items.top; i++) {
+            child = node_value(v, *i, depth + 1);
+            if (!child)
+                goto fail;
+            jv_push(made, child);
+        }
+        return made;
+    case YAML_MAPPING_NODE:
+        made = jv_object();
+        for (const yaml_node_pair_t *p = node->data.mapping.pairs.start; p < node->data.mapping.pairs.top; p++) {
+            const yaml_node_t *key = yaml_document_get_node(v->doc, p->key);
+            if (!key || key->type != YAML_SCALAR_NODE || jv_get(made, (const char *)key->data.scalar.value)) {
+                (void)error_set(v->reterr, ERR_INVALID, "line %zu: a key that is no text, or stands twice", key ? key->start_mark.line + 1 : 0);
+                goto fail;
+            }
+            child = node_value(v, p->value, depth + 1);
+            if (!child)
+                goto fail;
+            jv_set(made, (const char *)key->data.scalar.value, child);
+        }
+        return made;
+    case YAML_NO_NODE:
+    default:
+        return jv_null();
+    }
+fail:
+    jv_free(made);
+    return NULL;
+}
+
+enum err config_document(struct str text, struct jv **ret, struct error *reterr)
+{
+    yaml_parser_t parser;
+    yaml_document_t doc;
+    enum err err = ERR_OK;
+
+    NEED(yaml_parser_initialize(&parser), "memory to read a document");
+    yaml_parser_set_input_string(&parser, (const unsigned char *)text.p, text.n);
+    if (!yaml_parser_load(&parser, &doc)) {
+        err = error_set(reterr, ERR_INVALID, "line %zu: %s", parser.problem_mark.line + 1, parser.problem ? parser.problem : "not YAML");
+        yaml_parser_delete(&parser);
+        return err;
+    }
+    struct valuer v = {.doc = &doc, .reterr = reterr};
+    struct jv *value = yaml_document_get_root_node(&doc) ? node_value(&v, 1, 0) : jv_null();
+    yaml_document_delete(&doc);
+    yaml_parser_delete(&parser);
+    if (!value)
+        return ERR_INVALID;
+    *ret = value;
+    return ERR_OK;
 }

@@ -167,4 +167,9 @@ void config_sample(struct strbuf *ret);
 /* Markdown table of all keys, for docs/OPERATIONS.md. */
 void config_reference(struct strbuf *ret);
 
+/* Any YAML (or JSON) document as a value, for the command line's files: unquoted null, true, false and whole numbers are that, all else
+ * text. Here, because this is the file that knows libyaml. The error names the line. */
+struct jv;
+enum err config_document(struct str text, struct jv **ret, struct error *reterr) MUST_USE;
+
 #endif

@@ -1,11 +1,16 @@
 """The command line does what its help says, against the running API; its exit codes are what scripts branch on."""
 import json
 import os
+import pathlib
+import shutil
 import subprocess
 
 import pytest
+import requests
 
 from stack import BIN, Stack, basic
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +94,104 @@ def test_any_request(s):
     assert r.returncode == 0 and json.loads(r.stdout)["items"][0]["slug"] == "globex"
     r = cli(s, "api", "POST", "/customers", "-", stdin='{"slug":"initech","name":"Initech"}')
     assert r.returncode == 0 and json.loads(r.stdout)["slug"] == "initech", r
+
+
+def operations(s):
+    doc = requests.get(s.admin_base + "/api/v1/openapi.json").json()
+    return {op["operationId"] for path, methods in doc["paths"].items() if path.startswith("/api/v1") for op in methods.values() if "." in op["operationId"]}
+
+
+def test_every_operation_of_the_api_is_a_command(s):
+    seen = set()
+    for resource in sorted({o.split(".")[0] for o in operations(s)}):
+        r = cli(s, "help", resource)
+        assert r.returncode == 0, r
+        for line in r.stdout.splitlines():
+            if line.startswith("  pullgate "):
+                seen.add(resource + "." + line.split()[2].replace("-", "_"))
+    assert operations(s) <= seen, operations(s) - seen
+
+
+def test_completions_name_commands_options_and_objects(s):
+    words = lambda *a: set(cli(s, "completion", "words", *a).stdout.split())
+    assert {"licenses", "customers", "plans", "apply", "doctor"} <= words("")
+    assert {"list", "renew", "suspend"} <= words("licenses", "")
+    assert {"--period", "--reason", "--dry-run", "Globex"} & words("licenses", "renew", "") >= {"--period", "--reason", "--dry-run"}
+    for shell in ("bash", "zsh", "fish"):
+        assert "pullgate completion words" in cli(s, "completion", shell).stdout
+    r = subprocess.run(["bash", "-n"], input=cli(s, "completion", "bash").stdout, capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr
+
+
+def test_options_take_what_the_api_takes(s):
+    r = cli(s, "--json", "customers", "create", "--slug", "opts", "--name", "Opts", "--metadata", "region=eu", "--metadata", "seats=5", "--disabled", "true")
+    assert r.returncode == 0, r
+    made = json.loads(r.stdout)
+    assert made["metadata"] == {"region": "eu", "seats": 5} and made["disabled"] is True
+    assert cli(s, "customers", "update", "opts", "--disabled", "maybe").returncode == 2
+    assert cli(s, "customers", "update", "opts", "--disabled", "false", "extra").returncode == 2
+    assert cli(s, "customers", "update", "nobody-there", "--disabled", "false").returncode == 1
+    r = cli(s, "upstreams", "update", "private", "--password", "in the process list")
+    assert r.returncode == 2 and "--password-file" in r.stderr, r
+    assert cli(s, "customers", "delete", "opts").returncode == 0
+
+
+APPLY = """
+customers:
+  - slug: initrode
+    name: Initrode GmbH
+    metadata: {region: eu, seats: 5}
+applications:
+  - slug: desk
+    name: Desk
+    repositories:
+      - {name: desk/api, upstream: private, upstream_repository: acme/api, kind: image}
+plans:
+  - slug: desk-pro
+    name: Desk Pro
+    application: desk
+    type: subscription
+    period: P1M
+    grants: [{selector: range, value: ^1.4}]
+licenses:
+  - name: Prod
+    customer: initrode
+    application: desk
+    status: active
+    expires_at: 2099-03-01
+    grants:
+      - {selector: range, value: ^1.4}
+"""
+
+
+def test_apply_makes_it_so_and_a_second_time_does_nothing(s):
+    f = s.dir / "desk.yaml"
+    f.write_text(APPLY)
+    look = cli(s, "apply", "-f", str(f), "--dry-run")
+    assert look.returncode == 0 and look.stdout.count("\n+ ") + look.stdout.startswith("+ ") == 4 and "4 would be made" in look.stdout, look
+    assert not [c for c in s.api.get("/customers?limit=100")["items"] if c["slug"] == "initrode"], "a dry run makes nothing"
+    assert "4 made" in cli(s, "apply", "-f", str(f)).stdout
+    again = cli(s, "apply", "-f", str(f))
+    assert again.returncode == 0 and again.stdout.strip() == "0 made, 0 changed, 4 as they were", again
+    f.write_text(APPLY.replace("Initrode GmbH", "Initrode AG").replace("\n      - {selector: range, value: ^1.4}", "\n      - {selector: range, value: ^1.5}"))
+    look = cli(s, "apply", "-f", str(f), "--dry-run")
+    assert "name: Initrode GmbH -> Initrode AG" in look.stdout and "range:^1.5" in look.stdout and "0 would be made, 2 would change" in look.stdout, look
+    r = cli(s, "apply", "-f", str(f))
+    assert r.returncode == 1 and "reason" in r.stderr, r
+    r = cli(s, "apply", "-f", str(f), "--reason", "1.4 is over")
+    assert r.returncode == 0, r
+    assert "0 made, 0 changed" in cli(s, "apply", "-f", str(f)).stdout
+    lic = [i for i in s.api.get("/licenses?limit=100")["items"] if i["name"] == "Prod"][0]
+    assert [g["value"] for g in lic["grants"]] == ["^1.5"]
+    for bad, text in (("customers: {}", "list"), ("cutomers: []", "cutomers"), ("a: [", "line"), ("- x", "object"), ("a: 1\na: 2", "twice")):
+        f.write_text(bad)
+        r = cli(s, "apply", "-f", str(f))
+        assert r.returncode == 2 and text in r.stderr and r.stderr.count("\n") == 1, r
+
+
+def test_the_manual_page_names_every_command_of_the_help(s):
+    page = (ROOT / "docs/pullgate.1").read_text().replace("\\-", "-")
+    for word in ("apply", "explain", "api", "completion", "doctor", "backup", "restore", "--dry-run", "--json", "--token-file", "PULLGATE_TOKEN", "PULLGATE_URL", ".config/pullgate/profile"):
+        assert word in page, word
+    r = subprocess.run(["man", "-l", "--warnings", str(ROOT / "docs/pullgate.1")], capture_output=True, text=True) if shutil.which("man") else None
+    assert r is None or (r.returncode == 0 and not r.stderr), r
