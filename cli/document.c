@@ -768,7 +768,7 @@ static bool print_resource(void *ctx, const struct operation *o)
         char *name = str_dup(resource);
         if (jv_get(seen, name) == NULL) {
             jv_set_bool(seen, name, true);
-            bool is_y = resource.n > 1 && name[resource.n - 1] == 'y' && strchr("aeiou", name[resource.n - 2]) == NULL;
+            bool is_y = resource.n > 1 && name[resource.n - 1] == 'y' && str_index(S("aeiou"), name[resource.n - 2]) < 0;
             for (char *c = name; *c != '\0'; c++)
                 *c = *c == '_' ? '-' : *c;
             if (is_y)
