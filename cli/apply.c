@@ -29,7 +29,8 @@ static const struct kind {
 
 struct apply {
     const struct jv *doc; /* the file */
-    bool is_dry;
+    bool is_dry;        /* shows what would be done, and does nothing */
+    bool takes_grants;  /* found on the way */
     char *reason;
     unsigned created, changed, same;
 };
@@ -191,9 +192,11 @@ static bool is_time_key(const char *key)
     return (n > 3 && strcmp(key + n - 3, "_at") == 0) || strcmp(key, "updates_until") == 0 || strcmp(key, "valid_until") == 0;
 }
 
-static void line(char mark, const struct strbuf *name, const char *member, const struct jv *from, const struct jv *to)
+static void line(const struct apply *a, char mark, const struct strbuf *name, const char *member, const struct jv *from, const struct jv *to)
 {
     struct strbuf text = {0};
+    if (!a->is_dry) /* it was shown before anything is changed */
+        return;
     sb_addf(&text, "%c %s", mark, name->p);
     if (member != NULL) {
         sb_addf(&text, "  %s: ", member);
@@ -234,7 +237,7 @@ static bool apply_grants(struct apply *a, const struct strbuf *name, const struc
         if (grant_among(present, jv_at(wanted, i)) == NULL) {
             struct jv *one = jv_array();
             jv_push(one, jv_copy(jv_at(wanted, i)));
-            line('~', name, "grants", NULL, one);
+            line(a, '~', name, "grants", NULL, one);
             jv_free(one);
             is_changed = true;
             sb_reset(&path);
@@ -246,16 +249,16 @@ static bool apply_grants(struct apply *a, const struct strbuf *name, const struc
         if (grant_among(wanted, jv_at(present, i)) == NULL) {
             struct jv *one = jv_array();
             jv_push(one, jv_copy(jv_at(present, i)));
-            line('~', name, "grants", one, NULL);
+            line(a, '~', name, "grants", one, NULL);
             jv_free(one);
             is_changed = true;
-            if (a->is_dry)
+            if (a->is_dry) {
+                a->takes_grants = true;
                 continue;
-            if (a->reason == NULL)
-                die(EXIT_FAILED, "%s: taking a grant wants a reason: --reason TEXT", name->p);
+            }
             sb_reset(&path);
             sb_addf(&path, "/licenses/%s/grants/%s?reason=", jv_get_c(have, "id", ""), jv_get_c(jv_at(present, i), "id", ""));
-            add_query_value(&path, str_c(a->reason));
+            add_query_value(&path, str_c(a->reason != NULL ? a->reason : "apply"));
             jv_free(api("DELETE", path.p, NULL));
         }
     sb_free(&path);
@@ -277,7 +280,7 @@ static bool apply_repositories(struct apply *a, const struct strbuf *name, const
             continue;
         is_changed = true;
         struct jv *before = p != NULL ? jv_copy(p) : jv_null(), *after = jv_copy(w);
-        line('~', name, "repositories", jv_get(before, "name"), jv_get(after, "name"));
+        line(a, '~', name, "repositories", jv_get(before, "name"), jv_get(after, "name"));
         sb_reset(&path);
         sb_addf(&path, "/applications/%s/repositories%s%s", jv_get_c(have, "id", ""), p != NULL ? "/" : "", p != NULL ? jv_get_c(p, "id", "") : "");
         if (p != NULL)
@@ -323,7 +326,7 @@ static void apply_one(struct apply *a, const struct kind *k, const struct jv *wa
     bool waits;
     struct jv *body = with_ids(a, k, want, &waits), *have = waits ? NULL : find(k, body);
     if (have == NULL) {
-        line('+', &name, NULL, NULL, NULL);
+        line(a, '+', &name, NULL, NULL, NULL);
         a->created++;
         if (!a->is_dry)
             jv_free(api("POST", k->path, body));
@@ -334,7 +337,7 @@ static void apply_one(struct apply *a, const struct kind *k, const struct jv *wa
             const char *key = jv_iter_key(it);
             if (is_fixed(k, key) || strcmp(key, "password") == 0 || is_equal_member(key, jv_get(have, key), jv_iter_value(it), k, id))
                 continue;
-            line('~', &name, key, jv_get(have, key), jv_iter_value(it));
+            line(a, '~', &name, key, jv_get(have, key), jv_iter_value(it));
             jv_set(change, key, jv_copy(jv_iter_value(it)));
         }
         bool is_changed = jv_len(change) > 0;
@@ -347,7 +350,7 @@ static void apply_one(struct apply *a, const struct kind *k, const struct jv *wa
             is_changed = apply_repositories(a, &name, have, body) || is_changed;
         const char *status = jv_get_c(body, "status", NULL), *now = jv_get_c(have, "status", "");
         if (strcmp(k->name, "licenses") == 0 && status != NULL && strcmp(status, now) != 0) {
-            line('~', &name, "status", jv_get(have, "status"), jv_get(body, "status"));
+            line(a, '~', &name, "status", jv_get(have, "status"), jv_get(body, "status"));
             is_changed = true;
             const char *verb = strcmp(status, "suspended") == 0  ? "suspend"
                                : strcmp(status, "revoked") == 0  ? "revoke"
@@ -416,23 +419,25 @@ int apply_command(int argc, char **argv)
     for (void *it = jv_iter(doc); it != NULL; it = jv_iter_next(doc, it))
         if (kind_find(jv_iter_key(it)) == NULL || jv_type(jv_iter_value(it)) != JV_ARRAY)
             die(EXIT_USAGE, "%s: %s: upstreams, applications, customers, plans, coupons, licenses, webhooks, each a list", file, jv_iter_key(it));
-    a.doc = doc;
     cli.dry_run = false; /* of single requests; here it means that none is sent */
-    if (!a.is_dry && !cli.yes && isatty(STDIN_FILENO) && isatty(STDOUT_FILENO)) {
-        struct apply look = {.doc = doc, .is_dry = true, .reason = a.reason};
-        apply_all(&look, doc);
-        if (look.created + look.changed == 0) {
-            puts("nothing to do");
-            return EXIT_OK;
-        }
-        fputs("Apply? [y/N] ", stdout);
-        fflush(stdout);
-        int answer = getchar();
-        if (answer != 'y' && answer != 'Y')
-            die(EXIT_FAILED, "nothing was changed");
-    }
+    bool is_look = a.is_dry;
+    a.doc = doc;
+    a.is_dry = true;
     apply_all(&a, doc);
-    printf("%u %s, %u %s, %u as they were\n", a.created, a.is_dry ? "would be made" : "made", a.changed, a.is_dry ? "would change" : "changed", a.same);
+    if (!is_look && a.takes_grants && a.reason == NULL)
+        die(EXIT_FAILED, "taking a grant wants a reason: --reason TEXT; nothing was changed");
+    if (!is_look && a.created + a.changed > 0) {
+        if (!cli.yes && isatty(STDIN_FILENO) && isatty(STDOUT_FILENO)) {
+            fputs("Apply? [y/N] ", stdout);
+            fflush(stdout);
+            int answer = getchar();
+            if (answer != 'y' && answer != 'Y')
+                die(EXIT_FAILED, "nothing was changed");
+        }
+        a = (struct apply){.doc = doc, .reason = a.reason};
+        apply_all(&a, doc);
+    }
+    printf("%u %s, %u %s, %u as they were\n", a.created, is_look ? "would be made" : "made", a.changed, is_look ? "would change" : "changed", a.same);
     jv_free(doc);
     mem_free(text);
     return EXIT_OK;
