@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pathlib
 import re
+import shutil
 import socket
 import tempfile
 import threading
@@ -138,6 +139,8 @@ class Arena:
         self.up.relay.resume()
         try:
             self.s.close()
+            if not os.environ.get("PULLGATE_KEEP"):
+                shutil.rmtree(self.dir, ignore_errors=True)
         finally:
             self.redis.relay.close()
             self.up.stop()

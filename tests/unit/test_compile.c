@@ -17,6 +17,8 @@
 
 #include "pullgate/projection.h"
 
+#include "directory.h"
+
 #define D1 "sha256:1111111111111111111111111111111111111111111111111111111111111111"
 #define D2 "sha256:2222222222222222222222222222222222222222222222222222222222222222"
 #define D3 "sha256:3333333333333333333333333333333333333333333333333333333333333333"
@@ -84,15 +86,8 @@ static int setup(void **state)
 static int teardown(void **state)
 {
     (void)state;
-    static const char *const files[] = {"db", "db-wal", "db-shm", "db.lock"};
     store_close(&s);
-    for (size_t i = 0; i < sizeof(files) / sizeof(files[0]); i++) {
-        struct strbuf path = {0};
-        sb_addf(&path, "%s/%s", dir, files[i]);
-        unlink(path.p);
-        sb_free(&path);
-    }
-    return rmdir(dir);
+    return directory_remove(dir);
 }
 
 /* The compiled text; "" when the fact does not exist. Freed by the next call. */

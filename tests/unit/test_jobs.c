@@ -1,6 +1,5 @@
 /* What the clock does with licenses and credentials, over a store in a scratch directory and a clock that the test owns. All of the admin
  * daemon but its main() is linked in (CMakeLists.txt). */
-#include <ftw.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -18,6 +17,8 @@
 #include "pullgate/clock.h"
 #include "pullgate/mem.h"
 #include "schema.h"
+
+#include "directory.h"
 
 #define DAY INT64_C(86400)
 
@@ -103,12 +104,6 @@ static int setup(void **state)
     return 0;
 }
 
-static int remove_one(const char *path, const struct stat *st, int kind, struct FTW *ftw)
-{
-    (void)st, (void)kind, (void)ftw;
-    return remove(path);
-}
-
 static int teardown(void **state)
 {
     (void)state;
@@ -116,7 +111,7 @@ static int teardown(void **state)
     keyring_free(admin.keys);
     config_unref(&admin.cfg);
     admin = (struct admin){0};
-    return nftw(dir, remove_one, 8, FTW_DEPTH | FTW_PHYS);
+    return directory_remove(dir);
 }
 
 static void license(const char *id, int64_t created_at, int64_t expires_at, const char *more)

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "pullgate/store.h"
+#include "directory.h"
 #include "schema.c"
 
 static char directory[] = "/tmp/pullgate-schema-XXXXXX";
@@ -79,15 +80,9 @@ static void first_version_is_brought_up(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(first_version_is_brought_up)};
-    char command[100];
     if (!mkdtemp(directory))
         return 1;
     int rc = cmocka_run_group_tests(tests, NULL, NULL);
-    static const char *const files[] = {"pullgate.db", "pullgate.db-wal", "pullgate.db-shm", "pullgate.db.lock", "pullgate.db.made"};
-    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
-        snprintf(command, sizeof command, "%s/%s", directory, files[i]);
-        (void)unlink(command);
-    }
-    (void)rmdir(directory);
+    (void)directory_remove(directory);
     return rc;
 }
