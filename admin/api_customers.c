@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "api_routes.h"
+#include "finder.h"
 #include "outbox.h"
 #include "pullgate/clock.h"
 #include "pullgate/credential.h"
@@ -136,33 +137,151 @@ static enum err customer_get(struct api *rq)
     return customer_answer(rq, rq->params[0]);
 }
 
+static const struct finder_sort CUSTOMER_SORTS[] = {
+    {"created_at", "created_at", "customers_by_created", false},
+    {"updated_at", "updated_at", "customers_by_updated", false},
+    {"name", "name_key", "customers_by_name", true},
+    {NULL, NULL, NULL, false},
+};
+static const struct finder_table CUSTOMER_TABLE = {.name = "customers",
+                                                   .live = "archived_at=0",
+                                                   .sorts = CUSTOMER_SORTS,
+                                                   .text = "customer_text",
+                                                   .docs = "customer_docs",
+                                                   .doc_id = "customer_id",
+                                                   .text_columns = "name slug email external_id"};
+
+static enum err customer_filter(struct api *rq, struct finder *f, const struct filter_pair *p)
+{
+    struct str name = str_c(p->name), value = str_c(p->value);
+    bool yes = false;
+    if (str_eq(name, S("q")))
+        return finder_words(f, value);
+    if (str_eq(name, S("sort")))
+        return finder_sort(f, value);
+    if (str_eq(name, S("disabled"))) {
+        enum err err = filter_bool(rq, p, &yes);
+        if (!err)
+            finder_where(f, NULL, yes ? "l.disabled=1" : "l.disabled=0");
+        return err;
+    }
+    if (str_starts(name, S("metadata."))) {
+        finder_metadata(f, "customer_metadata", "customer_id", str_skip(name, 9), value);
+        return ERR_OK;
+    }
+    if (str_eq(name, S("name"))) {
+        filter_name(f, "customers_by_name", "name_key", value);
+        return ERR_OK;
+    }
+    static const char *const SIMPLE[][3] = {
+        {"id", "", "l.id=?"},
+        {"slug", "customers_slug", "l.slug=?"},
+        {"email", "customers_by_email", "lower(l.email)=lower(?) AND l.email<>''"},
+        {"external_id", "customers_by_external", "l.external_id=? AND l.external_id<>''"},
+    };
+    for (size_t i = 0; i < sizeof SIMPLE / sizeof *SIMPLE; i++)
+        if (str_eq_c(name, SIMPLE[i][0])) {
+            finder_text(f, value);
+            finder_where(f, SIMPLE[i][1], SIMPLE[i][2]);
+            return ERR_OK;
+        }
+    return api_fail(rq, ERR_INVALID, "unknown_parameter", p->name, "%s: no such parameter", p->name);
+}
+
+static const struct finder_sort CREDENTIAL_SORTS[] = {
+    {"created_at", "created_at", "credentials_by_created", false},
+    {"expires_at", "expires_at", "credentials_by_expiry", false},
+    {NULL, NULL, NULL, false},
+};
+static const struct finder_table CREDENTIAL_TABLE = {.name = "credentials", .live = "created_at<>0", .sorts = CREDENTIAL_SORTS};
+
+static enum err credential_filter(struct api *rq, struct finder *f, const struct filter_pair *p)
+{
+    struct str name = str_c(p->name), value = str_c(p->value);
+    struct strbuf end = {0};
+    int64_t t = 0;
+    if (str_eq(name, S("sort")))
+        return finder_sort(f, value);
+    if (str_eq(name, S("prefix"))) {
+        value = str_sub(value, 0, CREDENTIAL_SHOWN_PREFIX);
+        sb_add(&end, value);
+        sb_addc(&end, "~"); /* after every character of a secret */
+        finder_text(f, value);
+        finder_text(f, sb_str(&end));
+        finder_where(f, "credentials_by_prefix", "l.prefix>=? AND l.prefix<?");
+        sb_free(&end);
+    } else if (str_eq(name, S("customer_id"))) {
+        finder_text(f, value);
+        finder_where(f, "credentials_customer", "l.customer_id=?");
+    } else if (str_eq(name, S("license_id"))) {
+        finder_text(f, value);
+        finder_where(f, "credentials_license", "l.license_id=? AND l.license_id IS NOT NULL");
+    } else if (str_eq(name, S("name"))) {
+        finder_text(f, value);
+        finder_where(f, NULL, "l.name=?");
+    } else if (str_eq(name, S("expires_before")) || str_eq(name, S("expires_after"))) {
+        enum err err = filter_time(rq, p, &t);
+        bool is_before = str_eq(name, S("expires_before"));
+        if (!err)
+            finder_range(f, "credentials_by_expiry", "expires_at", is_before ? 1 : t, is_before ? t : INT64_MAX);
+        return err;
+    } else if (str_eq(name, S("status"))) {
+        finder_int(f, rq->now_s);
+        if (str_eq(value, S("active")))
+            finder_where(f, NULL, "l.revoked_at=0 AND (l.expires_at=0 OR l.expires_at>?)");
+        else if (str_eq(value, S("expired")))
+            finder_where(f, NULL, "l.revoked_at=0 AND l.expires_at<>0 AND l.expires_at<=?");
+        else if (str_eq(value, S("revoked")))
+            finder_where(f, NULL, "l.revoked_at<>0 AND ?<>0");
+        else
+            return api_fail(rq, ERR_INVALID, "invalid_parameter", p->name, "status: active, expired or revoked");
+    } else {
+        return api_fail(rq, ERR_INVALID, "unknown_parameter", p->name, "%s: no such parameter", p->name);
+    }
+    return ERR_OK;
+}
+
+typedef enum err filter_fn(struct api *rq, struct finder *f, const struct filter_pair *p);
+typedef enum err row_fn(struct api *rq, struct str id, struct jv **ret);
+
+/* A list that is searched; each row is read by its id. */
+static enum err list_found(struct api *rq, const struct finder_table *table, filter_fn *one, row_fn *row)
+{
+    struct filter filter = {0};
+    struct finder *f = finder_new(rq, table);
+    struct strbuf ids = {0}, text = {0};
+    struct jv *items = NULL;
+    enum err err = filter_of_query(rq, "format", &filter);
+    for (size_t i = 0; !err && i < filter.n; i++) {
+        err = one(rq, f, &filter.pairs[i]);
+        sb_addf(&text, "%s=%s\n", filter.pairs[i].name, filter.pairs[i].value);
+    }
+    finder_bind(f, sb_str(&text));
+    if (!err)
+        err = finder_page(f, &ids, &items);
+    struct str rest = sb_str(&ids), id;
+    while (!err && str_next(&rest, '\n', &id) && id.n) {
+        struct jv *v = NULL;
+        err = row(rq, id, &v);
+        if (!err)
+            jv_push(items, v);
+    }
+    finder_free(&f);
+    filter_free(&filter);
+    sb_free(&ids);
+    sb_free(&text);
+    return err;
+}
+
+static enum err customer_row(struct api *rq, struct str id, struct jv **ret)
+{
+    int64_t rev;
+    return customer_load(rq, id, ret, &rev);
+}
+
 static enum err customer_list(struct api *rq)
 {
-    struct page page;
-    struct store_stmt *st = NULL;
-    struct strbuf slug = {0}, external = {0};
-    bool row;
-    enum err err = api_page(rq, &page);
-    if (err)
-        return err;
-    api_query(rq, "slug", &slug);
-    api_query(rq, "external_id", &external);
-    struct jv *items = api_list(rq);
-    err = store_query(rq->store, &st, &rq->error,
-                      "SELECT " CUSTOMER_COLUMNS
-                      " FROM customers WHERE vendor_id=?1 AND archived_at=0 AND (?2='' OR slug=?2) AND (?3='' OR external_id=?3)"
-                      " AND (created_at, id) > (?4,?5) ORDER BY created_at, id LIMIT ?6",
-                      "zssizi", rq->vendor_id, sb_str(&slug), sb_str(&external), page.after_key, page.after_id, (int64_t)page.limit + 1);
-    while (!err) {
-        err = store_step(st, &row, &rq->error);
-        if (err || !row || !api_page_take(&page, rq->out, store_col_int(st, 7), store_col_str(st, 0).p))
-            break;
-        jv_push(items, customer_print(st));
-    }
-    store_done(&st);
-    sb_free(&slug);
-    sb_free(&external);
-    return err;
+    return list_found(rq, &CUSTOMER_TABLE, customer_filter, customer_row);
 }
 
 static enum err customer_check(struct api *rq)
@@ -409,6 +528,25 @@ static enum err credential_list(struct api *rq)
     return err;
 }
 
+static enum err credential_row(struct api *rq, struct str id, struct jv **ret)
+{
+    struct store_stmt *st = NULL;
+    bool row = false;
+    enum err err = store_query(rq->store, &st, &rq->error, "SELECT " CREDENTIAL_COLUMNS " FROM credentials WHERE id=? AND vendor_id=?", "sz",
+                               id, rq->vendor_id);
+    if (!err)
+        err = store_step(st, &row, &rq->error);
+    if (!err && row)
+        *ret = credential_print(st, rq->now_s);
+    store_done(&st);
+    return !err && !row ? api_not_found(rq, "credential") : err;
+}
+
+static enum err credentials_of_all(struct api *rq)
+{
+    return list_found(rq, &CREDENTIAL_TABLE, credential_filter, credential_row);
+}
+
 static enum err credential_get(struct api *rq)
 {
     enum err err = credential_parent(rq, NULL);
@@ -600,11 +738,33 @@ static enum err portal_credential_delete(struct api *rq)
     return credential_delete(rq);
 }
 
-static const struct query_param CUSTOMER_PARAMS[] = {{"slug", "only this one"}, {"external_id", "only these"}, {NULL, NULL}};
+static const struct query_param CUSTOMER_PARAMS[] = {
+    {"id", "only this one"},
+    {"slug", "only this one"},
+    {"name", "only with this name, whatever its case; \"Acme*\": names that begin so"},
+    {"email", "only with this address, whatever its case"},
+    {"external_id", "only these"},
+    {"disabled", "true or false"},
+    {"q", "words, or their beginnings: of name, slug, email, external_id"},
+    {"metadata.*", "metadata.region=eu: only with this value under this key"},
+    {"sort", "created_at (default), updated_at, name; -created_at goes backwards"},
+    {NULL, NULL},
+};
+static const struct query_param CREDENTIAL_PARAMS[] = {
+    {"prefix", "first characters of the secret"},
+    {"customer_id", "only of this customer"},
+    {"license_id", "only those bound to this license"},
+    {"name", "only with this name"},
+    {"status", "active, expired or revoked"},
+    {"expires_before", "an instant, or a date of the vendor's zone"},
+    {"expires_after", "an instant or a date"},
+    {"sort", "created_at (default), expires_at; -created_at goes backwards"},
+    {NULL, NULL},
+};
 
 #define CUS "/api/v1/customers"
 const struct route CUSTOMER_ROUTES[] = {
-    {HEAD_GET, CUS, customer_list, ROLE_VIEWER, ROUTE_LIST, NULL, &CUSTOMER, CUSTOMER_PARAMS, "customer.list", "Customers"},
+    {HEAD_GET, CUS, customer_list, ROLE_VIEWER, ROUTE_LIST | ROUTE_COUNT, NULL, &CUSTOMER, CUSTOMER_PARAMS, "customer.list", "Customers"},
     {HEAD_POST, CUS, customer_create, ROLE_LICENSES, 0, &CUSTOMER_CREATE, &CUSTOMER, NULL, "customer.create", "Make a customer"},
     {HEAD_GET, CUS "/{id}", customer_get, ROLE_VIEWER, 0, NULL, &CUSTOMER, NULL, "customer.get", "One customer"},
     {HEAD_PATCH, CUS "/{id}", customer_update, ROLE_LICENSES, 0, &CUSTOMER_UPDATE, &CUSTOMER, NULL, "customer.update", "Change a customer"},
@@ -624,5 +784,7 @@ const struct route CUSTOMER_ROUTES[] = {
      "portal.credential.create", "Make a credential of one's own; its secret is shown once"},
     {HEAD_DELETE, "/portal/v1/credentials/{id}", portal_credential_delete, ROLE_CUSTOMER_ADMIN, 0, NULL, NULL, NULL,
      "portal.credential.delete", "Revoke one of one's own credentials"},
+    {HEAD_GET, "/api/v1/credentials", credentials_of_all, ROLE_VIEWER, ROUTE_LIST | ROUTE_COUNT, NULL, &CREDENTIAL, CREDENTIAL_PARAMS,
+     "credential.list_all", "Credentials of all customers"},
     {.path = NULL},
 };

@@ -849,7 +849,7 @@ static const struct query_param DELETE_PARAMS[] = {{"confirm", "the license's na
 #define ACT(name, fn, in, action, about)                                                                                                   \
     {HEAD_POST, LIC "/{id}/" name, fn, ROLE_LICENSES, ROUTE_ACTION, &in, &LICENSE_ANSWER, NULL, "license." action, about}
 const struct route LICENSE_ROUTES[] = {
-    {HEAD_GET, LIC, licenses_list, ROLE_VIEWER, ROUTE_LIST, NULL, &LICENSE_ANSWER, LICENSE_LIST_PARAMS, "license.list", "Licenses"},
+    {HEAD_GET, LIC, licenses_list, ROLE_VIEWER, ROUTE_LIST | ROUTE_COUNT, NULL, &LICENSE_ANSWER, LICENSE_LIST_PARAMS, "license.list", "Licenses"},
     {HEAD_POST, LIC, license_create, ROLE_LICENSES, 0, &LICENSE_CREATE, &LICENSE_ANSWER, NULL, "license.create",
      "Make a license; its key is shown once"},
     {HEAD_GET, LIC "/{id}", license_get, ROLE_VIEWER, 0, NULL, &LICENSE_ANSWER, NULL, "license.get", "One license"},

@@ -43,6 +43,8 @@ static enum err db_in_transaction(struct db *db, db_fn *fn, void *arg, struct er
     if (err)
         return err;
     err = fn(db->store, arg, error);
+    if (!err && db->o.before_commit)
+        err = db->o.before_commit(db->store, error);
     if (!err)
         err = store_commit(db->store, error);
     if (err) {

@@ -11,6 +11,7 @@
 #include "jobs.h"
 #include "failures.h"
 #include "people.h"
+#include "finder.h"
 #include "portal.h"
 #include "projector.h"
 #include "pullgate/clock.h"
@@ -588,6 +589,8 @@ static enum err exchange_write(struct exchange *ex)
         err = api_audit(rq, rq->route->action, "ok");
     if (!err && is_keyed && ex->answer.n)
         err = idempotency_keep(ex, hash.p);
+    if (!err)
+        err = finder_flush(rq->store, &rq->error);
     if (!err)
         err = store_commit(rq->store, &rq->error);
     if (!err) {

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "eventlog.h"
+#include "licensequery.h"
 #include "licenses.h"
 #include "outbox.h"
 #include "pullgate/clock.h"
@@ -451,6 +452,8 @@ enum err license_finish(struct api *rq, const struct license_row *r, const struc
 {
     struct jv *after = NULL;
     enum err err = licenses_wake(rq, str_c(r->id));
+    if (!err)
+        err = licensequery_index(rq, str_c(r->id));
     if (!err)
         err = license_load(rq, str_c(r->id), LICENSE_WITH_ARCHIVED, &after, NULL);
     if (err)

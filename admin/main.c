@@ -11,6 +11,7 @@
 #include "admin.h"
 #include "db.h"
 #include "events.h"
+#include "finder.h"
 #include "http.h"
 #include "jobs.h"
 #include "projector.h"
@@ -161,7 +162,7 @@ static void on_commit(void *ctx)
 
 static enum err start_databases(struct admin *a, struct error *reterr)
 {
-    struct db_options o = {.url = a->cfg->store.url, .name = "db-write", .queue_max = QUEUE_MAX, .on_commit = on_commit, .ctx = a};
+    struct db_options o = {.url = a->cfg->store.url, .name = "db-write", .queue_max = QUEUE_MAX, .before_commit = finder_flush, .on_commit = on_commit, .ctx = a};
     enum err err = db_start(&o, &a->writer, reterr);
     o = (struct db_options){.url = a->cfg->store.url, .name = "db-read", .read_only = true, .queue_max = QUEUE_MAX};
     if (!err)

@@ -366,6 +366,28 @@ enum err store_query(struct store *s, struct store_stmt **ret, struct error *ret
     return err;
 }
 
+enum err store_query_values(struct store *s, struct store_stmt **ret, struct error *reterr, const char *sql, const struct store_value *v,
+                            size_t n)
+{
+    struct store_stmt *c;
+    *ret = NULL;
+    enum err err = store_prepare(s, sql, &c, reterr);
+    if (err)
+        return err;
+    AN(n == (size_t)sqlite3_bind_parameter_count(c->st));
+    int rc = SQLITE_OK;
+    for (size_t i = 0; i < n && rc == SQLITE_OK; i++)
+        rc = v[i].s.p ? sqlite3_bind_text64(c->st, (int)i + 1, v[i].s.p, v[i].s.n, SQLITE_TRANSIENT, SQLITE_UTF8)
+                      : sqlite3_bind_int64(c->st, (int)i + 1, v[i].i);
+    if (rc != SQLITE_OK) {
+        err = store_error(s, rc, reterr);
+        store_done(&c);
+        return err;
+    }
+    *ret = c;
+    return ERR_OK;
+}
+
 enum err store_step(struct store_stmt *c, bool *has_row, struct error *reterr)
 {
     int rc = sqlite3_step(c->st);

@@ -37,6 +37,13 @@ void store_rollback(struct store *s); /* also after a failed commit; harmless ou
 /* Prepared once per text and cached. Parameters by format: i int64_t, s struct str (NULL p binds NULL), z const char * (NULL binds
  * NULL), t int64_t where 0 binds NULL, b int as 0/1. E.g. store_query(s, &st, &error, "SELECT … WHERE a=? AND b=?", "iz", id, name) */
 enum err store_query(struct store *s, struct store_stmt **ret, struct error *reterr, const char *sql, const char *fmt, ...) MUST_USE;
+/* The same where the parameters are as many as the request asks for. Texts are copied. */
+struct store_value {
+    struct str s; /* p NULL: the number */
+    int64_t i;
+};
+enum err store_query_values(struct store *s, struct store_stmt **ret, struct error *reterr, const char *sql, const struct store_value *v,
+                            size_t n) MUST_USE;
 /* Steps: ERR_OK with *has_row. A disk, lock or corruption failure is ERR_UNAVAILABLE. */
 enum err store_step(struct store_stmt *st, bool *has_row, struct error *reterr) MUST_USE;
 void store_done(struct store_stmt **st); /* resets and returns it to the cache; NULL is fine */

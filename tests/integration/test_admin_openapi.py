@@ -252,13 +252,14 @@ def walk(w):
     walk_customer_people(call, cus["id"])
     crd = call("credential.create", f"/customers/{cus['id']}/credentials", {"name": "c", "expires_at": None, "allowed_cidrs": []})
     call("credential.list", f"/customers/{cus['id']}/credentials")
+    call("credential.list_all", "/credentials?prefix=pgc_")
     call("credential.get", f"/customers/{cus['id']}/credentials/{crd['id']}")
     new = call("credential.rotate", f"/customers/{cus['id']}/credentials/{crd['id']}/rotate", {"overlap": "1h"})
     call("credential.delete", f"/customers/{cus['id']}/credentials/{crd['id']}")
     lic = call("license.create", body={"name": "L", "customer_id": cus["id"], "application_id": app["id"], "type": "trial", "expires_at": "2090-01-01", "grants": [{"selector": "all"}],
                                        "allowed_cidrs": ["127.0.0.0/8"], "upstream_credential_id": up["id"]})
     url = f"/licenses/{lic['id']}"
-    call("license.list")
+    call("license.list", "/licenses?count=1&metadata.x=y&q=walk")
     call("license.get", url)
     call("license.update", url, {"period": "P1Y", "grace_days": 7, "auto_renew": True, "limits": {"pulls": 5, "custom": {"seats": 3}}, "features": {"sso": True}})
     call("license.activate", url + "/activate", {"reason": "paid"})
