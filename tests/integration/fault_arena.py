@@ -1,7 +1,9 @@
 """What the fault tests share: a world whose Redis and upstream stand behind relays, a client that sees how an answer ended, and
-loads. Everything is undone by close()."""
+loads. Everything is undone by close(). Where WATCH is set (fault_fronts.py), a front proxy stands before each proxy, clients talk to it,
+number their requests for it, and tell it what they were answered."""
 import asyncio
 import contextlib
+import hashlib
 import multiprocessing
 import os
 import pathlib
@@ -18,6 +20,8 @@ from conftest import World
 from scripted_upstream import ScriptedUpstream
 from stack import SANITIZED, SLOW, Redis, basic, wait_for
 from tcp_relay import TcpRelay
+
+WATCH = None
 
 
 class RelayedRedis(Redis):
@@ -54,11 +58,13 @@ class Arena:
         self.dir = tempfile.mkdtemp(prefix="pullgate-faults-")
         self.up = up = RelayedUpstream()
         self.redis = RelayedRedis(self.dir)
-        proxy = {"metrics_listen": ["127.0.0.1:0"], **kw.pop("proxy", {})}
+        proxy = {"metrics_listen": ["127.0.0.1:0"], **(WATCH.trusted if WATCH else {}), **kw.pop("proxy", {})}
         admin = {"sync_interval": "0s", **kw.pop("admin", {})}  # no traffic but the rows'
         limits = {**({"redis_deadline": f"{200 * SLOW}ms"} if SANITIZED else {}), **kw.pop("limits", {})}
         self.w = w = World(upstream=up, redis=self.redis, directory=self.dir, proxy=proxy, admin=admin, limits=limits, **kw)
         self.s = s = w.s
+        self.standing = contextlib.ExitStack()
+        self.standing.enter_context(behind(s))
         self.n = 100
         granted, ungranted = w.images["1.0.0"], w.images["2.0.0"]
         self.expired_auth, _, _ = w.customer_with("initech", [{"selector": "all", "value": "*"}], expires_at="2026-03-01", grace_days=0)
@@ -69,6 +75,8 @@ class Arena:
             "UNGRANTED_BLOB": ungranted["children"][0]["layers"][1], "OTHER_REPO": "other/app", "CUST_AUTH": w.auth,
             "EXPIRED_AUTH": self.expired_auth, "ADMIN_AUTH": "Bearer " + s.token, "ADMIN_BASE": "/api/v1",
         }
+        if WATCH:
+            WATCH.forbidden |= {bytes.fromhex(self.ph[k][7:]) for k in ("UNGRANTED_DIGEST", "UNGRANTED_BLOB")}
         self.warm()
 
     def warm(self, proxy=0):
@@ -101,7 +109,7 @@ class Arena:
         return v
 
     def ask(self, path, auth=None, proxy=0, **kw):
-        return ask(self.s.proxies[proxy].address, path, auth or self.w.auth, **kw)
+        return ask(self.s.proxies[proxy].address if proxy else self.s.address, path, auth or self.w.auth, **kw)
 
     def log(self):
         return self.proxy.text()
@@ -137,6 +145,7 @@ class Arena:
     def close(self):
         self.redis.relay.resume()
         self.up.relay.resume()
+        self.standing.close()
         try:
             self.s.close()
             if not os.environ.get("PULLGATE_KEEP"):
@@ -156,6 +165,35 @@ def own(**kw):
         a.close()
 
 
+@contextlib.contextmanager
+def behind(s):
+    """The front, if there is one, before proxy 0, wherever that listens at the moment."""
+    if not WATCH:
+        yield
+        return
+    with WATCH.before(lambda: s.proxies[0].address, s.config["proxy"].get("tls")) as s.front:
+        yield
+    s.front = None
+
+
+@contextlib.contextmanager
+def admin_behind(s):
+    """The same before the admin daemon; s.api goes straight to it."""
+    if not WATCH:
+        yield
+        return
+    with WATCH.before(lambda: s.admin.address) as s.admin_front:
+        s.admin_base = s.admin_front.base
+        yield
+    s.admin_front = None
+    s.admin_base = s.api.base
+
+
+def fewer(n, front=5):
+    """How much of a measured load is sent: behind a front a fifth, for each of two does it again."""
+    return n // front if WATCH else n
+
+
 # ---- a client that sees how an answer ended --------------------------------------------------------------------------------
 
 
@@ -171,6 +209,8 @@ class Seen:
 
 def connect(address, timeout=40 * SLOW, source=None, rcvbuf=None):
     host, port = address.rsplit(":", 1)
+    if WATCH:
+        WATCH.connected(address)
     s = socket.socket()
     s.settimeout(timeout)
     if rcvbuf:
@@ -182,22 +222,28 @@ def connect(address, timeout=40 * SLOW, source=None, rcvbuf=None):
     return s
 
 
+def numbered(address, headers=None):
+    """Those fields, and the request's number when it is for a front."""
+    return {**(headers or {}), **(WATCH.number(address.split("//")[-1]) if WATCH else {})}
+
+
 def request(address, path, auth=None, method="GET", headers=None, body=b""):
     head = f"{method} {path} HTTP/1.1\r\nHost: {address}\r\n" + (f"Authorization: {auth}\r\n" if auth else "")
-    head += "".join(f"{k}: {v}\r\n" for k, v in (headers or {}).items())
+    head += "".join(f"{k}: {v}\r\n" for k, v in numbered(address, headers).items())
     return head.encode("latin-1") + b"\r\n" + body
 
 
 def ask(address, path, auth=None, method="GET", headers=None, body=b"", timeout=40 * SLOW, source=None, wrap=None, linger=0.0):
     """One request on a connection of its own. Waits `linger` s behind a complete answer for the connection's end, or more bytes."""
     seen, t = Seen(), time.monotonic()
+    raw = request(address, path, auth, method, headers, body)
     s = connect(address, timeout, source)
     with s:
         if wrap:
             s = wrap(s)
         data = b""
         try:
-            s.sendall(request(address, path, auth, method, headers, body))
+            s.sendall(raw)
             while b"\r\n\r\n" not in data:
                 more = s.recv(65536)
                 if not more:
@@ -233,13 +279,15 @@ def ask(address, path, auth=None, method="GET", headers=None, body=b"", timeout=
         finally:
             seen.ms = seen.ms or (time.monotonic() - t) * 1000
             s.close()
+    if WATCH:
+        WATCH.answered(raw, seen.status, seen.body, seen.complete)
     return seen
 
 
 # ---- loads ---------------------------------------------------------------------------------------------------------------
 
 
-async def _pump_one(address, raws, out, wait):
+async def _pump_one(address, raws, out, told, wait):
     host, port = address.rsplit(":", 1)
     r = w = None
     used = False
@@ -249,6 +297,8 @@ async def _pump_one(address, raws, out, wait):
                 if w is None:
                     r, w = await asyncio.wait_for(asyncio.open_connection(host, int(port)), wait)
                     used = False
+                if WATCH:
+                    raw = WATCH.numbered_anew(raw)
                 w.write(raw)
                 try:
                     head = await asyncio.wait_for(r.readuntil(b"\r\n\r\n"), wait)
@@ -265,6 +315,8 @@ async def _pump_one(address, raws, out, wait):
                 n = int(m[1]) if m else 0
                 body = await asyncio.wait_for(r.readexactly(n), wait) if n and not raw.startswith(b"HEAD") else b""
                 out.append((status, body if n < 4096 else b""))
+                if WATCH:
+                    told.append((raw, status, hashlib.sha256(body).digest()))
                 if re.search(rb"\r\nconnection: close", head, re.I):
                     w.close()
                     w = None
@@ -278,19 +330,22 @@ def pump(address, raws, connections=20, wait=60 * SLOW):
     """Sends the requests over so many connections; [(status, body when it is short)]. From a process of its own: the relays are threads of
     this one, and a busy client beside them would be a slow network."""
     async def run():
-        out = []
+        out, told = [], []
         raws_ = list(raws)
-        await asyncio.gather(*(_pump_one(address, raws_[i::connections], out, wait) for i in range(connections)))
-        return out
+        await asyncio.gather(*(_pump_one(address, raws_[i::connections], out, told, wait) for i in range(connections)))
+        return out, told
 
     ours, theirs = multiprocessing.get_context("fork").Pipe(False)
     child = multiprocessing.get_context("fork").Process(target=lambda: theirs.send(asyncio.run(run())))
     child.start()
     theirs.close()
     try:
-        return ours.recv()
+        out, told = ours.recv()
     finally:
         child.join()
+    for raw, status, sha256 in told:
+        WATCH.answered(raw, status, sha256=sha256)
+    return out
 
 
 class Load:
@@ -313,7 +368,11 @@ class Load:
                 due += gap
                 time.sleep(max(0.0, due - time.monotonic()))
                 try:
-                    self.seen.append(session.get(self.base + self.path, timeout=30 * SLOW, verify=self.verify).status_code)
+                    number = numbered(self.base)
+                    r = session.get(self.base + self.path, timeout=30 * SLOW, verify=self.verify, headers=number)
+                    self.seen.append(r.status_code)
+                    if WATCH:
+                        WATCH.answered(number, r.status_code, r.content)
                 except requests.RequestException as e:
                     self.errors.append(repr(e))
 

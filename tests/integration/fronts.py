@@ -103,21 +103,25 @@ class Tap:
 
 
 class Nginx:
-    """As documented; buffering: the request's and the answer's, as nginx does when it is told nothing."""
+    """As documented; buffering: the request's and the answer's, as nginx does when it is told nothing. tls_ca: to Pullgate it speaks TLS, a
+    handshake for each request, and Pullgate's certificate must be of that CA, in time and for localhost. cert: (certificate, key) of its own."""
 
-    def __init__(self, directory, upstream, buffering=False):
+    def __init__(self, directory, upstream, buffering=False, connections=512, tls_ca=None, cert=None):
         self.dir = pathlib.Path(directory)
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
         block = replaced(documented("nginx"), [
-            (r"server 127\.0\.0\.1:5080;", f"server {upstream};"), (r"listen 443 ssl;", f"listen {self.address};"),
-            (r" *ssl_certificate\w* .*;\n", "")])
+            (r"server 127\.0\.0\.1:5080;", f"server {upstream};"), (r"listen 443 ssl;", f"listen {self.address}{' ssl' if cert else ''};"),
+            *([(r"/etc/ssl/registry\.pem", str(cert[0])), (r"/etc/ssl/registry\.key", str(cert[1]))] if cert else [(r" *ssl_certificate\w* .*;\n", "")])])
         if buffering:
             block = replaced(block, [(r" *proxy_(request_)?buffering off;.*\n", "")])
+        if tls_ca:
+            block = replaced(block, [(r" *keepalive 64;\n", ""), (r"proxy_pass http:", f"proxy_ssl_trusted_certificate {tls_ca}; proxy_ssl_verify on; "
+                                      "proxy_ssl_name localhost; proxy_ssl_session_reuse off; proxy_pass https:")])
         temp = " ".join(f"{kind}_temp_path {self.dir}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
         conf = self.dir / "nginx.conf"
         conf.write_text(f"daemon off; worker_processes 1; error_log stderr warn; pid {self.dir}/nginx.pid;\n"
-                        f"events {{ worker_connections 512; }}\nhttp {{\naccess_log off; {temp}\n{block}}}\n")
+                        f"events {{ worker_connections {connections}; }}\nhttp {{\naccess_log off; {temp}\n{block}}}\n")
         self.proc = Proc("nginx", ["nginx", "-p", self.dir, "-c", conf], self.dir)
         wait_for("nginx", lambda: self.proc.alive() and socket.create_connection(("127.0.0.1", self.port), timeout=2).close() is None)
 
@@ -127,19 +131,24 @@ class Nginx:
 
 class HAProxy:
     """As documented, but that connections are shared between clients at every request (http-reuse always): what one leaves on a connection,
-    another would meet. proxy_protocol: each connection to Pullgate tells its client's address that way, and the field is left out."""
+    another would meet. proxy_protocol: each connection to Pullgate tells its client's address that way, and the field is left out.
+    passes_on: as it is documented for TLS that ends at Pullgate."""
 
-    def __init__(self, directory, upstream, proxy_protocol=False):
+    def __init__(self, directory, upstream, proxy_protocol=False, passes_on=False, connections=None):
         self.dir = pathlib.Path(directory)
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
-        block = replaced(documented("haproxy"), [
-            (r"bind :443 .*", f"bind {self.address}"), (r" *option httpchk .*\n", ""), (r"http-reuse safe", "http-reuse always"),
-            (r"server p1 127\.0\.0\.1:5080 check", f"server p1 {upstream}" + (" send-proxy-v2" if proxy_protocol else ""))])
+        if passes_on:
+            block = replaced(documented("haproxy", 1), [(r"bind :443", f"bind {self.address}"), (r"127\.0\.0\.1:5443", upstream), (r" check check-send-proxy", "")])
+        else:
+            block = replaced(documented("haproxy"), [
+                (r"bind :443 .*", f"bind {self.address}"), (r" *option httpchk .*\n", ""), (r"http-reuse safe", "http-reuse always"),
+                (r"server p1 127\.0\.0\.1:5080 check", f"server p1 {upstream}" + (" send-proxy-v2" if proxy_protocol else ""))])
         if proxy_protocol:
             block = replaced(block, [(r" *option forwardfor\n", "")])
         conf = self.dir / "haproxy.cfg"
-        conf.write_text(f"global\n    nbthread 1\n\n{block}\n")
+        room = f"    maxconn {connections}\n" if connections else ""
+        conf.write_text(f"global\n    nbthread 1\n{room}\n{block}\n")
         self.proc = Proc("haproxy", ["haproxy", "-db", "-f", conf], self.dir)
         wait_for("haproxy", lambda: self.proc.alive() and socket.create_connection(("127.0.0.1", self.port), timeout=2).close() is None)
 

@@ -291,6 +291,7 @@ class Stack:
             "log": {"level": "info"},
         }
         self.env = env or {}
+        self.front = self.admin_front = None  # what stands before proxy 0, before the admin daemon: anything with .address and .base
         self.wrap = []  # a program, with its arguments, that starts the daemons: prlimit, faketime
         self.n_proxies = n_proxies
         self.admin = None
@@ -316,9 +317,10 @@ class Stack:
         wait_for("pullgate-admin", lambda: self._up(self.admin, "admin.port"))
         address = (self.dir / "admin.port").read_text().split()[0]
         scheme = "https" if self.config["admin"].get("tls") else "http"
+        self.admin.address = address
         self.api = Api(f"{scheme}://{address}", self.token)
-        self.admin_base = f"{scheme}://{address}"
-        wait_for("admin ready", lambda: requests.get(self.admin_base + "/healthz", timeout=2, verify=False).status_code == 200)
+        self.admin_base = self.admin_front.base if self.admin_front else self.api.base
+        wait_for("admin ready", lambda: requests.get(self.api.base + "/healthz", timeout=2, verify=False).status_code == 200)
 
     def start_proxy(self, i=0):
         (self.dir / f"proxy{i}.port").unlink(missing_ok=True)
@@ -340,11 +342,11 @@ class Stack:
 
     @property
     def address(self):
-        return self.proxies[0].address
+        return (self.front or self.proxies[0]).address
 
     @property
     def base(self):
-        return self.proxies[0].base
+        return (self.front or self.proxies[0]).base
 
     # ---- a vendor's everyday acts ----
     def add_upstream(self, name="main", **kw):

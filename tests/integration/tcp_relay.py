@@ -27,7 +27,8 @@ class Pipe:
 
 class TcpRelay:
     def __init__(self, target, backlog=256):
-        self.target = target if isinstance(target, tuple) else ("127.0.0.1", target)
+        """target: a port, (host, port), or a function that says (host, port) at each connection."""
+        self.target = target if isinstance(target, tuple) or callable(target) else ("127.0.0.1", target)
         self.delay_s = 0.0
         self.backlog = backlog
         self.accepted = 0
@@ -109,6 +110,16 @@ class TcpRelay:
                 s.close()
             self.sel.close()
 
+    # ---- what a subclass may want to see, told from the thread ----
+    def opened(self, client, server):
+        pass
+
+    def carried(self, s, data):
+        """What came from s; b"": no more will come."""
+
+    def forgotten(self, s):
+        """Its connection is over."""
+
     # ---- the thread ----
     def _wake(self):
         with contextlib.suppress(OSError):
@@ -143,7 +154,8 @@ class TcpRelay:
         with contextlib.suppress(KeyError, ValueError):
             self.sel.unregister(s)
         self.pipes.pop(s, None)
-        self.peers.pop(s, None)
+        if self.peers.pop(s, None):
+            self.forgotten(s)
 
     def _reset(self, s):
         for x in (s, self.peers.get(s)):
@@ -163,7 +175,7 @@ class TcpRelay:
         b = socket.socket()
         try:
             b.settimeout(1)
-            b.connect(self.target)
+            b.connect(self.target() if callable(self.target) else self.target)
         except OSError:
             a.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             a.close()
@@ -174,6 +186,7 @@ class TcpRelay:
             s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.peers[a], self.peers[b] = b, a
         self.pipes[a], self.pipes[b] = Pipe(a, b), Pipe(b, a)
+        self.opened(a, b)
         for s in (a, b):
             self.sel.register(s, selectors.EVENT_READ)
 
@@ -205,6 +218,7 @@ class TcpRelay:
             self._reset(s)
             return
         p.ended |= not data
+        self.carried(s, data)
         at = time.monotonic() + self.delay_s
         p.held.append((at, data))
         p.held_bytes += len(data)
