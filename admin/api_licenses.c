@@ -12,6 +12,7 @@
 #include "pullgate/mem.h"
 #include "pullgate/period.h"
 #include "tags.h"
+#include "usage.h"
 
 #define KEY_SHOWN_CHARS 6 /* of a license key: its first group */
 #define GRACE_DAYS_MAX  3650
@@ -345,6 +346,8 @@ static enum err terms_write(struct api *rq, const struct license_row *r, bool is
             text_or_null(&limits), limit_action, api_in_json(rq, "features", &features), api_in_text(rq, "upstream_credential_id"),
             api_in_json(rq, "metadata", &metadata), api_in_text(rq, "environment"), api_in_text(rq, "order_number"),
             api_in_text(rq, "transaction_id"), api_in_text(rq, "external_id"), api_in_text(rq, "plan_id"), rq->now_s, !is_new, r->id);
+    if (!err && limits.n && !is_new) /* what was used is held against what may be used from here on */
+        err = usage_refresh(rq->store, str_c(r->id), rq->now_s, &rq->error);
     sb_free(&cidrs);
     sb_free(&metadata);
     sb_free(&features);

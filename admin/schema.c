@@ -456,10 +456,6 @@ static const char MIGRATION_6[] =
     " PRIMARY KEY (license_id, from_at)) WITHOUT ROWID;\n"
     "CREATE TABLE usage_reports (id TEXT PRIMARY KEY, at INTEGER NOT NULL) WITHOUT ROWID;\n"
     "CREATE INDEX usage_reports_age ON usage_reports(at);\n"
-    "CREATE TABLE IF NOT EXISTS license_instances ("
-    " license_id TEXT NOT NULL, fingerprint TEXT NOT NULL, kind TEXT NOT NULL, address TEXT NOT NULL DEFAULT '',"
-    " agent TEXT NOT NULL DEFAULT '', first_seen_at INTEGER NOT NULL, last_seen_at INTEGER NOT NULL, revoked_at INTEGER NOT NULL DEFAULT 0,"
-    " PRIMARY KEY (license_id, fingerprint)) WITHOUT ROWID;\n"
     "CREATE INDEX license_instances_silent ON license_instances(last_seen_at) WHERE kind='pull' AND revoked_at=0;\n";
 
 /* People, sessions, rights */
