@@ -7,6 +7,7 @@
 #include "pullgate/loop.h"
 #include "pullgate/seal.h"
 
+struct audit_head;
 struct db;
 struct failures;
 struct projector;
@@ -21,6 +22,7 @@ struct admin {
     struct keyring *keys;
     struct loop *loop; /* the main thread's: edges and timers; other threads only loop_post() to it */
     struct db *writer; /* the one writing connection */
+    struct audit_head *audit_head; /* the writer's thread's */
     struct db *reader; /* GET requests; a read-only connection */
     struct db *slow;   /* requests that wait for a network (upstream test, sync); a read-only connection */
     struct db *hasher; /* the thread that hashes passwords; a read-only connection */

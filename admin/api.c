@@ -509,6 +509,7 @@ enum err api_audit(struct api *rq, const char *action, const char *outcome)
     struct audit_record r = {
         .vendor_id = rq->vendor_id,
         .actor = rq->actor,
+        .actor_name = rq->actor_name,
         .address = rq->peer,
         .request_id = rq->request_id,
         .action = action,

@@ -8,6 +8,9 @@
 #include "pullgate/clock.h"
 #include "pullgate/mem.h"
 
+#define EXPORT_DEFAULT 1000 /* lines of a page of the audit */
+#define EXPORT_MAX     10000
+
 static const struct field PULL_FIELDS[] = {
     {.name = "id", .type = FIELD_STRING, .about = "request id, as the client was shown it"},
     {.name = "at", .type = FIELD_TIME},
@@ -34,6 +37,7 @@ static const struct field AUDIT_FIELDS[] = {
     {.name = "seq", .type = FIELD_INT},
     {.name = "at", .type = FIELD_TIME},
     {.name = "actor", .type = FIELD_STRING, .flags = FIELD_EMPTY},
+    {.name = "actor_name", .type = FIELD_STRING, .flags = FIELD_EMPTY, .about = "as he was known then"},
     {.name = "address", .type = FIELD_STRING, .flags = FIELD_EMPTY},
     {.name = "request_id", .type = FIELD_STRING, .flags = FIELD_EMPTY},
     {.name = "action", .type = FIELD_STRING},
@@ -190,7 +194,7 @@ static enum err audit_list(struct api *rq)
     page_backwards(&page, &key, &id);
     struct jv *items = api_list(rq);
     err = store_query(rq->store, &st, &rq->error,
-                      "SELECT seq, at_ms, actor, address, request_id, action, object, outcome, before, after, hash FROM audit"
+                      "SELECT seq, at_ms, actor, address, request_id, action, object, outcome, before, after, hash, actor_name FROM audit"
                       " WHERE vendor_id=?1 AND (?2='' OR object=?2) AND (?3='' OR actor=?3) AND (?4='' OR action=?4) AND at_ms>=?5 AND "
                       "at_ms<?6 AND seq<?7"
                       " ORDER BY seq DESC LIMIT ?8",
@@ -206,6 +210,7 @@ static enum err audit_list(struct api *rq)
         static const char *const texts[] = {"actor", "address", "request_id", "action", "object", "outcome"};
         for (int i = 0; i < 6; i++)
             jv_set_str(v, texts[i], store_col_str(st, 2 + i));
+        jv_set_str(v, "actor_name", store_col_str(st, 11));
         api_set_json(v, "before", store_col_str(st, 8));
         api_set_json(v, "after", store_col_str(st, 9));
         jv_set_str(v, "hash", store_col_str(st, 10));
@@ -220,7 +225,10 @@ static enum err audit_list(struct api *rq)
 static enum err audit_check(struct api *rq)
 {
     int64_t records = 0;
-    enum err err = audit_verify(rq->store, rq->admin->keys, &records, &rq->error);
+    struct strbuf path = {0};
+    audit_head_path(admin_config(rq->admin)->keys.path, &path);
+    enum err err = audit_verify(rq->store, rq->admin->keys, path.p, &records, &rq->error);
+    sb_free(&path);
     if (err && err != ERR_INVALID)
         return err;
     rq->out = jv_object();
@@ -228,6 +236,47 @@ static enum err audit_check(struct api *rq)
     jv_set_int(rq->out, "records", records);
     jv_set_c(rq->out, "detail", err ? rq->error.text : "");
     return ERR_OK;
+}
+
+/* A page of lines, and one that says where to go on. Whoever follows next_cursor to its end has the range. */
+static enum err audit_export_get(struct api *rq)
+{
+    struct strbuf v = {0};
+    struct audit_range range = {.vendor_id = rq->vendor_id, .to_ms = INT64_MAX, .limit = EXPORT_DEFAULT};
+    int64_t from = 0, to = 0, last = 0;
+    uint64_t n = 0;
+    enum err err = api_query_time(rq, "from", &from);
+    if (!err)
+        err = api_query_time(rq, "to", &to);
+    if (!err && api_query(rq, "limit", &v)) {
+        if (!str_to_u64(sb_str(&v), &n) || n < 1 || n > EXPORT_MAX)
+            err = api_fail(rq, ERR_INVALID, "invalid_parameter", "limit", "limit: a number from 1 to %d", EXPORT_MAX);
+        range.limit = (int)n;
+    }
+    if (!err && api_query(rq, "cursor", &v)) {
+        if (!str_to_u64(sb_str(&v), &n) || n >= INT64_MAX)
+            err = api_fail(rq, ERR_INVALID, "invalid_cursor", "cursor", "cursor: not one that this API gave out");
+        range.after_seq = (int64_t)n;
+    }
+    if (!err && api_query(rq, "all", &v)) {
+        if (!str_eq(sb_str(&v), S("1")))
+            err = api_fail(rq, ERR_INVALID, "invalid_parameter", "all", "all: 1 or absent");
+        else if (rq->role != ROLE_OPERATOR)
+            err = api_fail(rq, ERR_DENIED, "role_not_allowed", "all", "all: only an operator exports all vendors' rows");
+        range.vendor_id = NULL;
+    }
+    sb_free(&v);
+    if (err)
+        return err;
+    range.from_ms = from * 1000;
+    range.to_ms = to ? to * 1000 : INT64_MAX;
+    err = audit_export(rq->store, &range, &rq->raw, &last, &rq->error);
+    if (!err && last)
+        sb_addf(&rq->raw, "{\"next_cursor\":\"%lld\"}\n", (long long)last);
+    else if (!err)
+        sb_addc(&rq->raw, "{\"next_cursor\":null}\n");
+    rq->raw_type = "application/x-ndjson";
+    return err;
 }
 
 /* ---- events ------------------------------------------------------------------------------------------------------------ */
@@ -338,6 +387,11 @@ static const struct query_param AUDIT_PARAMS[] = {
     {"action", "such as license.create"}, {"from", "instant or date, inclusive"},
     {"to", "instant or date, exclusive"}, {NULL, NULL},
 };
+static const struct query_param EXPORT_PARAMS[] = {
+    {"from", "instant or date, inclusive"}, {"to", "instant or date, exclusive"},
+    {"limit", "lines of a page, 1 to 10000; 1000 when absent"}, {"cursor", "next_cursor of the page before"},
+    {"all", "1: the rows of all vendors, for an operator"}, {NULL, NULL},
+};
 static const struct query_param EVENT_PARAMS[] = {
     {"license", "id"},
     {"customer", "id or slug"},
@@ -353,6 +407,8 @@ const struct route LOG_ROUTES[] = {
      "Pulls and denials, newest first"},
     {HEAD_GET, "/api/v1/audit", audit_list, ROLE_SUPPORT, ROUTE_LIST, NULL, &AUDIT, AUDIT_PARAMS, "audit.list",
      "Who changed what, or tried to, newest first"},
+    {HEAD_GET, "/api/v1/audit/export", audit_export_get, ROLE_SUPPORT, ROUTE_PLAIN, NULL, NULL, EXPORT_PARAMS, "audit.export",
+     "Rows with their chain, oldest first, as lines of JSON; for pullgate audit verify --file"},
     {HEAD_GET, "/api/v1/audit/verification", audit_check, ROLE_OWNER, ROUTE_SLOW, NULL, &AUDIT_VERIFY, NULL, "audit.verify",
      "Check the chain of the whole audit log"},
     {HEAD_GET, "/api/v1/events", event_list, ROLE_VIEWER, ROUTE_LIST, NULL, &EVENT, EVENT_PARAMS, "event.list",

@@ -59,7 +59,7 @@ static enum err db_in_transaction(struct db *db, db_fn *fn, void *arg, struct er
 void db_committed(struct db *db)
 {
     if (db->o.on_commit)
-        db->o.on_commit(db->o.ctx);
+        db->o.on_commit(db->o.ctx, db->store);
 }
 
 static void db_run_job(struct db *db, struct job *j)

@@ -17,7 +17,7 @@ struct db_options {
     bool read_only;
     unsigned queue_max;           /* jobs that may wait; more is ERR_UNAVAILABLE at once */
     enum err (*before_commit)(struct store *s, struct error *reterr); /* last in each transaction of DB_TRANSACTION; may be NULL */
-    void (*on_commit)(void *ctx); /* after each commit that wrote an outbox row; in this thread; may be NULL */
+    void (*on_commit)(void *ctx, struct store *s); /* after each commit that wrote an outbox row; in this thread; may be NULL */
     void *ctx;
 };
 /* The writer migrates the schema. The store is open when this returns. */

@@ -624,6 +624,8 @@ static void exchange_audit_refusal(struct exchange *ex, enum err refused)
         err = api_audit(rq, rq->route->action, rq->code ? rq->code : problem_code(refused));
     if (!err)
         err = store_commit(rq->store, &rq->error);
+    if (!err)
+        db_committed(rq->admin->writer);
     if (err)
         log_error("audit: a refused %s could not be recorded: %s", rq->route->action, rq->error.text);
     store_rollback(rq->store);

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "admin.h"
+#include "audit.h"
 #include "db.h"
 #include "events.h"
 #include "finder.h"
@@ -151,9 +152,10 @@ static void on_clock(void *ctx)
 
 /* ---- start and stop ------------------------------------------------------------------------------------------------------ */
 
-static void on_commit(void *ctx)
+static void on_commit(void *ctx, struct store *s)
 {
     struct admin *a = ctx;
+    audit_head_write(a->audit_head, s, a->keys);
     /* Set once, before requests are served, and cleared after this thread has ended. */
     struct projector *projector = __atomic_load_n(&a->projector, __ATOMIC_ACQUIRE);
     if (projector)
@@ -207,6 +209,8 @@ static enum err start_all(struct process *p, struct error *reterr)
     if (!err)
         err = signer_start(a, reterr);
     if (!err)
+        err = start_audit(a, reterr);
+    if (!err)
         err = start_vendor(a, reterr);
     if (!err)
         err = start_bootstrap_token(a, reterr);
@@ -246,6 +250,7 @@ static void stop_all(struct process *p)
     db_stop(&a->slow);
     db_stop(&a->reader);
     db_stop(&a->writer);
+    audit_head_free(&a->audit_head);
     timer_free(&p->clock_timer);
     timer_free(&p->drain_timer);
     watch_free(&p->sigterm);

@@ -104,6 +104,7 @@ enum err portal_authenticate(struct api *rq)
         rq->credential_id = str_dup(jv_get_str(k, "id"));
         rq->license_id = str_dup(jv_get_str(k, "license_id"));
         sb_addf(&actor, "customer:%s", rq->customer_id);
+        rq->actor_name = str_dup(jv_get_str(k, "customer_slug"));
         rq->actor = sb_take(&actor);
     }
     jv_free(k);

@@ -503,6 +503,11 @@ static const char MIGRATION_7[] =
     "CREATE TABLE user_recovery ("
     " user_id TEXT NOT NULL REFERENCES users(id), hash TEXT NOT NULL, PRIMARY KEY (user_id, hash)) WITHOUT ROWID;\n"
 
+    /* form: of the text that is hashed. vendor_prev: hash of the vendor's row before, as prev_hash is of the row before of all. */
+    "ALTER TABLE audit ADD COLUMN form INTEGER NOT NULL DEFAULT 1;\n"
+    "ALTER TABLE audit ADD COLUMN actor_name TEXT NOT NULL DEFAULT '';\n"
+    "ALTER TABLE audit ADD COLUMN vendor_prev TEXT NOT NULL DEFAULT '';\n"
+
     "ALTER TABLE vendors ADD COLUMN branding TEXT NOT NULL DEFAULT '{}';\n"           /* JSON object, for the portal */
     "ALTER TABLE vendors ADD COLUMN suspended_at INTEGER NOT NULL DEFAULT 0;\n"
     "ALTER TABLE vendors ADD COLUMN suspended_reason TEXT NOT NULL DEFAULT '';\n";

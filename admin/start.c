@@ -19,6 +19,51 @@
 #define OUTBOX_KEEP_S  (7 * 86400) /* outbox rows are kept this long, for people who look; fact_epochs holds what counts */
 #define CLOCK_BEHIND_S 300         /* a clock this far behind the highest time seen is not trusted */
 
+/* ---- the audit log's head ------------------------------------------------------------------------------------------------ */
+
+static enum err audit_start(struct store *s, void *arg, struct error *reterr)
+{
+    struct admin *a = arg;
+    struct strbuf path = {0}, why = {0}, vendor = {0};
+    struct store_stmt *st = NULL;
+    bool is_wrong = false, row = false;
+    audit_head_path(a->cfg->keys.path, &path);
+    enum err err = audit_head_open(s, a->keys, path.p, &a->audit_head, &is_wrong, &why, reterr);
+    if (err || !is_wrong)
+        goto out;
+    log_error("audit: rows may have been taken away: %s", why.p);
+    err = store_query(s, &st, reterr, "SELECT id FROM vendors WHERE is_first=1", "");
+    if (!err)
+        err = store_step(st, &row, reterr);
+    if (!err && row)
+        sb_add(&vendor, store_col_str(st, 0));
+    store_done(&st);
+    if (!err) {
+        struct jv *after = jv_object();
+        jv_set_str(after, "detail", sb_str(&why));
+        const struct audit_record r = {.vendor_id = vendor.p ? vendor.p : "",
+                                       .actor = "system",
+                                       .address = "",
+                                       .request_id = "",
+                                       .action = "audit.head",
+                                       .object = "audit.head",
+                                       .outcome = "ok",
+                                       .after = after};
+        err = audit_put(s, a->keys, &r, reterr);
+        jv_free(after);
+    }
+out:
+    sb_free(&path);
+    sb_free(&why);
+    sb_free(&vendor);
+    return err;
+}
+
+enum err start_audit(struct admin *a, struct error *reterr)
+{
+    return db_run(a->writer, DB_TRANSACTION, audit_start, a, reterr);
+}
+
 /* ---- the first vendor -------------------------------------------------------------------------------------------------- */
 
 static enum err vendor_make(struct store *s, void *arg, struct error *reterr)

@@ -8,6 +8,9 @@
 #include "pullgate/err.h"
 
 /* Makes the first vendor when there is none. Any start. */
+/* The head of the audit log: what it says must fit the store. Where it does not, the log says so from then on. */
+enum err start_audit(struct admin *a, struct error *reterr) MUST_USE;
+
 enum err start_vendor(struct admin *a, struct error *reterr) MUST_USE;
 /* Takes over the content of admin.bootstrap_token_file as an owner's token of the first vendor; the one it held before dies. */
 enum err start_bootstrap_token(struct admin *a, struct error *reterr) MUST_USE;

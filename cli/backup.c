@@ -591,6 +591,24 @@ static int restore_check(const struct options *o, const struct backup_secret *se
     return EXIT_OK;
 }
 
+/* What was put back is the log from here on: its head, where this machine keeps one, follows. A daemon makes the first one itself. */
+static void head_follow(const struct config *cfg, const struct keyring *keys)
+{
+    struct store *s = NULL;
+    struct strbuf path = {0}, why = {0};
+    struct audit_head *head = NULL;
+    struct error error = {0};
+    bool is_wrong = false;
+
+    audit_head_path(cfg->keys.path, &path);
+    if (access(path.p, F_OK) == 0 && !store_open(cfg->store.url, true, &s, &error) && !audit_head_open(s, keys, path.p, &head, &is_wrong, &why, &error))
+        audit_head_write(head, s, keys);
+    audit_head_free(&head);
+    store_close(&s);
+    sb_free(&path);
+    sb_free(&why);
+}
+
 int restore_command(int argc, char **argv)
 {
     struct options o = options_parse(argc, argv, false);
@@ -640,6 +658,7 @@ int restore_command(int argc, char **argv)
     close(fd);
     beside_remove(fresh.p);
     must(e);
+    head_follow(cfg, keys);
     store_claim_release(&claim);
     head_show(&h, o.target, "is restored", 0);
     if (!cli.json)

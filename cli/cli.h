@@ -60,5 +60,6 @@ int completion_command(int argc, char **argv);
 int backup_command(int argc, char **argv);
 int restore_command(int argc, char **argv);
 int doctor_command(int argc, char **argv);
+int audit_command(int argc, char **argv); /* after "verify" */
 
 #endif

@@ -27,6 +27,7 @@ static const char help_text[] =
     "\n"
     "  on the machine of the daemons, with their configuration (--config FILE):\n"
     "  pullgate doctor [--only admin|proxy] [--json]   what is wrong, and how to mend it; exit 1: a check failed\n"
+    "  pullgate audit verify [--file EXPORT]           whether each row of the audit log is as it was written, and none is missing\n"
     "  pullgate backup FILE|DIRECTORY [--keep N] [--passphrase-file FILE [--with-keys]]\n"
     "  pullgate restore FILE [--check] [--passphrase-file FILE [--with-keys]]         pullgate-admin must be stopped\n"
     "\n"
@@ -105,6 +106,8 @@ static int command(int argc, char **argv)
                 settings_read();
             return COMMANDS[i].run(argc - 1, argv + 1);
         }
+    if (strcmp(argv[0], "audit") == 0 && argc > 1 && strcmp(argv[1], "verify") == 0)
+        return audit_command(argc - 2, argv + 2);
     settings_read();
     return document_command(argc, argv);
 }
