@@ -40,6 +40,7 @@ void api_release(struct api *rq)
     if (rq->authorization)
         mem_free_secret(rq->authorization, strlen(rq->authorization));
     mem_free(rq->if_match);
+    mem_free(rq->signature);
     mem_free(rq->idempotency_key);
     mem_free(rq->content_type);
     jv_free(rq->out);

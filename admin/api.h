@@ -93,6 +93,7 @@ struct api {
     struct str params[API_MAX_PARAMS]; /* values of {…} in the path, in order; grammar [A-Za-z0-9._:@+-]{1,300} */
     struct jv *in;                     /* checked body; NULL without one */
     char *authorization, *if_match, *idempotency_key, *content_type;
+    char *signature; /* X-Pullgate-Signature; NULL */
     struct str body;
 
     /* the answer: out, or (with a content type) raw */

@@ -306,9 +306,9 @@ static enum err check_period(struct api *rq, const struct jv *plan, const char *
 static enum err check_limits(struct api *rq, const struct jv *limits)
 {
     static const struct field FIELDS[] = {
-        {.name = "max_instances", .type = FIELD_INT, .flags = FIELD_NULL},
-        {.name = "pulls", .type = FIELD_INT, .flags = FIELD_NULL},
-        {.name = "bytes", .type = FIELD_INT, .flags = FIELD_NULL},
+        {.name = "max_instances", .type = FIELD_INT, .flags = FIELD_NULL, .min = 1},
+        {.name = "pulls", .type = FIELD_INT, .flags = FIELD_NULL, .min = 1},
+        {.name = "bytes", .type = FIELD_INT, .flags = FIELD_NULL, .min = 1},
         {.name = "reset_period", .type = FIELD_STRING, .flags = FIELD_NULL | FIELD_EMPTY, .max = 20},
         {.name = "limit_action", .type = FIELD_STRING, .one_of = "warn|deny"},
         {.name = "custom", .type = FIELD_MAP},
@@ -392,6 +392,8 @@ static enum err plan_check(struct api *rq, const struct jv *plan)
     bool is_trial = str_eq(type, S("trial"));
     if (is_trial && !jv_get_int(plan, "trial_days", 0) && !jv_get_str(plan, "period").n)
         return api_fail(rq, ERR_INVALID, "missing_field", "trial_days", "trial_days: a trial needs them, or a period");
+    if (jv_get_bool(plan, "auto_renew", false) && (str_eq(type, S("perpetual")) || !jv_get_str(plan, "period").n))
+        return api_fail(rq, ERR_INVALID, "invalid_field", "auto_renew", "auto_renew: there is nothing to renew without a period");
     if (!is_trial && jv_get_bool(plan, "self_service", false))
         return api_fail(rq, ERR_INVALID, "invalid_field", "self_service", "self_service: only a trial is started by the customer himself");
     const struct jv *grants = jv_get(plan, "grants");
@@ -632,6 +634,8 @@ enum err plan_apply(struct api *rq, struct jv *in)
         return api_fail(rq, ERR_INVALID, "unknown_reference", "plan_id", "plan_id: no such object");
     if (err)
         return err;
+    if (!jv_get_str(in, "application_id").n)
+        jv_set(in, "application_id", jv_copy(jv_get(plan, "application_id")));
     if (!str_eq(jv_get_str(in, "application_id"), jv_get_str(plan, "application_id")))
         err = api_fail(rq, ERR_INVALID, "invalid_field", "application_id", "application_id: the plan is one of another application");
     if (!err)
@@ -646,6 +650,8 @@ enum err plan_apply(struct api *rq, struct jv *in)
         err = plans_terms_from(rq, plan, jv_get_str(in, "period"), start, &expires_at, &updates_until);
     if (err)
         goto out;
+    if (is_type(plan, "subscription") && start >= rq->now_s)
+        expires_at = 0; /* runs its first period from when it comes into force: licenses_act() */
     static const char *const COPIED[] = {"type", "period", "grants", "grace_days", "requires_activation", "auto_renew"};
     for (size_t i = 0; i < sizeof COPIED / sizeof *COPIED; i++)
         set_if_absent(in, COPIED[i], jv_copy(jv_get(plan, COPIED[i])));

@@ -16,6 +16,10 @@ extern const struct route JOB_ROUTES[];         /* jobs.c: what the clock could 
 extern const struct route EXPLAIN_ROUTES[];     /* explain.c */
 extern const struct route PLAN_ROUTES[];        /* api_plans.c */
 extern const struct route COUPON_ROUTES[];      /* api_coupons.c */
+extern const struct route PLAN_CHANGE_ROUTES[]; /* api_plan_changes.c: change-plan, scheduled changes */
+extern const struct route ORDER_ROUTES[];       /* api_orders.c */
+extern const struct route HOOK_ROUTES[];        /* api_hooks.c: payments */
+extern const struct route PORTAL_REQUEST_ROUTES[]; /* portal_requests.c: plans, orders, trials, requests of customers */
 extern const struct route SIGNER_ROUTES[];      /* signer.c: the keys that sign */
 extern const struct route KEY_ROUTES[];         /* api_keys.c: validation, license files, revocation lists */
 extern const struct route USER_ROUTES[];        /* api_users.c: people of the vendor and of customers, invitations */

@@ -445,9 +445,15 @@ static void idempotency_hash(struct api *rq, struct strbuf *ret)
     sb_free(&text);
 }
 
+/* Whose keys they are: a token's, a signed-in person's, a customer's credential's. NULL: nobody's, and no key is kept. */
+static const char *idempotency_owner(const struct api *rq)
+{
+    return rq->token_id ? rq->token_id : rq->user_id ? rq->user_id : rq->credential_id;
+}
+
 static void idempotency_aad(struct api *rq, struct strbuf *ret)
 {
-    sb_addf(ret, "idempotency|%s|%s", rq->token_id, rq->idempotency_key);
+    sb_addf(ret, "idempotency|%s|%s", idempotency_owner(rq), rq->idempotency_key);
 }
 
 /* The stored answer of the same request, if there is one: *ret_replayed. Another request under the key is refused. */
@@ -460,7 +466,7 @@ static enum err idempotency_look(struct exchange *ex, const char *hash, bool *re
     enum err err = store_query(
         rq->store, &st, &rq->error,
         "SELECT request_hash, status, location, etag, body_sealed FROM idempotency_keys WHERE token_id=? AND key=? AND created_at>?", "zzi",
-        rq->token_id, rq->idempotency_key, rq->now_s - IDEMPOTENCY_AGE_S);
+        idempotency_owner(rq), rq->idempotency_key, rq->now_s - IDEMPOTENCY_AGE_S);
     if (!err)
         err = store_step(st, &row, &rq->error);
     if (err || !row)
@@ -505,7 +511,7 @@ static enum err idempotency_keep(struct exchange *ex, const char *hash)
         err = store_exec(rq->store, NULL, &rq->error,
                          "INSERT INTO idempotency_keys (token_id, key, request_hash, status, location, etag, body_sealed, created_at)"
                          " VALUES (?,?,?,?,?,?,?,?)",
-                         "zzzizzsi", rq->token_id, rq->idempotency_key, hash, (int64_t)rq->status, rq->location ? rq->location : "",
+                         "zzzizzsi", idempotency_owner(rq), rq->idempotency_key, hash, (int64_t)rq->status, rq->location ? rq->location : "",
                          rq->etag ? rq->etag : "", sb_str(&sealed), rq->now_s);
     sb_free(&aad);
     sb_free(&sealed);
@@ -563,7 +569,7 @@ static enum err exchange_write(struct exchange *ex)
 {
     struct api *rq = &ex->rq;
     struct strbuf hash = {0};
-    bool is_replayed = false, is_keyed = rq->method == HEAD_POST && rq->idempotency_key && rq->token_id && !rq->is_dry_run;
+    bool is_replayed = false, is_keyed = rq->method == HEAD_POST && rq->idempotency_key && idempotency_owner(rq) && !rq->is_dry_run;
     enum err err = is_keyed ? idempotency_check_key(rq) : ERR_OK;
     if (!err)
         err = store_begin(rq->store, &rq->error);
@@ -842,6 +848,7 @@ static struct exchange *exchange_new(struct http *h, struct edge_req *req)
     rq->if_match = head_dup(head, "if-match");
     rq->idempotency_key = head_dup(head, "idempotency-key");
     rq->content_type = head_dup(head, "content-type");
+    rq->signature = head_dup(head, "x-pullgate-signature");
     rq->for_vendor = head_dup(head, "x-pullgate-vendor");
     ex->has_encoding = head_get(head, "content-encoding", NULL).p != NULL;
     struct str body = edge_req_body(req);

@@ -14,6 +14,7 @@
 #include "eventlog.h"
 #include "licenses.h"
 #include "outbox.h"
+#include "plans.h"
 #include "pullgate/clock.h"
 #include "pullgate/credential.h"
 #include "pullgate/log.h"
@@ -112,7 +113,7 @@ static enum err subject_load(struct subject *u, struct admin *a, struct store *s
     bool row = false;
     enum err err = store_query(s, &st, reterr,
                                "SELECT vendor_id, customer_id, name, status, starts_at, expires_at, grace_days, period, created_at, archived_at,"
-                               " auto_renew, renew_needs_payment, cancel_at_period_end, anchor_day, payment_failed_at FROM licenses WHERE id=?",
+                               " auto_renew, renew_needs_payment, cancel_at_period_end, anchor_day, payment_failed_at, change_at FROM licenses WHERE id=?",
                                "z", id);
     if (!err)
         err = store_step(st, &row, reterr);
@@ -135,6 +136,7 @@ static enum err subject_load(struct subject *u, struct admin *a, struct store *s
         u->cancels = store_col_int(st, 12) != 0;
         u->anchor_day = (int)store_col_int(st, 13);
         u->t.clock.payment_failed_at_s = store_col_int(st, 14);
+        u->t.clock.change_at_s = store_col_int(st, 15);
         u->n_days = jobs_days(admin_config(a)->admin.expiring_days, u->days);
     }
     store_done(&st);
@@ -253,8 +255,7 @@ static enum err subject_renew_once(struct subject *u)
         return err;
     if (next <= end)
         return error_set(&rq->error, ERR_INVALID, "its period does not lead anywhere");
-    err = store_exec(rq->store, NULL, &rq->error, "UPDATE licenses SET expires_at=?1, anchor_day=?2, updated_at=?3, rev=rev+1,"
-                     " updates_until=CASE WHEN updates_until<>0 AND updates_until=expires_at THEN ?1 ELSE updates_until END WHERE id=?4", "iiiz", next,
+    err = store_exec(rq->store, NULL, &rq->error, "UPDATE licenses SET expires_at=?, anchor_day=?, updated_at=?, rev=rev+1 WHERE id=?", "iiiz", next,
                      (int64_t)u->anchor_day, rq->now_s, u->id);
     if (!err)
         err = outbox_put_kind(rq->store, 'c', str_c(u->customer_id), true, &rq->error);
@@ -309,6 +310,19 @@ static enum err subject_period_end(struct subject *u)
         if (u->renew_needs_payment)
             return subject_once(u, "renewal_due", u->t.clock.expires_at_s, "license.renewal_due", expiry_data(u));
         err = subject_renew_once(u);
+    }
+    return err;
+}
+
+/* A scheduled change of its plan whose time has come; the license is another afterwards. */
+static enum err subject_change(struct subject *u)
+{
+    struct api *rq = &u->rq;
+    enum err err = plans_apply_scheduled(rq, str_c(u->id));
+    if (!err && rq->after) {
+        struct jv *before = rq->before, *after = rq->after;
+        rq->before = rq->after = NULL;
+        err = subject_audit(u, "license.change_plan", before, after);
     }
     return err;
 }
@@ -370,7 +384,18 @@ static enum err license_work(struct admin *a, struct store *s, const char *id, i
     enum err err = subject_load(&u, a, s, id, now_s, &found, reterr);
     if (err || !found)
         return err;
-    err = subject_work(&u);
+    if (u.t.clock.change_at_s && u.t.clock.change_at_s <= now_s && !u.t.clock.is_archived) { /* before what the end of its period brings */
+        err = subject_change(&u);
+        if (!err) {
+            subject_free(&u);
+            u = (struct subject){0};
+            err = subject_load(&u, a, s, id, now_s, &found, reterr);
+            if (err || !found)
+                return err;
+        }
+    }
+    if (!err)
+        err = subject_work(&u);
     if (!err) /* last: what was written above has set it to be looked at again */
         err = store_exec(s, NULL, &u.rq.error, "UPDATE licenses SET wake_at=? WHERE id=?", "iz", jobs_wake(&u.t, u.days, u.n_days, now_s), id);
     if (err)

@@ -8,6 +8,7 @@
 #include "licensequery.h"
 #include "licenses.h"
 #include "outbox.h"
+#include "plans.h"
 #include "pullgate/clock.h"
 #include "pullgate/mem.h"
 
@@ -292,6 +293,8 @@ enum err license_load(struct api *rq, struct str id, unsigned flags, struct jv *
     store_done(&st);
     if (!err)
         err = license_add_grants(rq, v);
+    if (!err)
+        err = plans_add_scheduled(rq, v);
     if (err) {
         jv_free(v);
         license_row_free(&r);

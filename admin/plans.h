@@ -17,11 +17,13 @@ enum err plans_terms_from(struct api *rq, const struct jv *plan, struct str peri
                           int64_t *ret_updates_until) MUST_USE;
 
 /* What the clock calls at the end of a period, before it renews: applies the license's scheduled change if its time has come. One that
- * cannot be applied is marked as failed, with the reason, and is no error. */
+ * cannot be applied is marked as failed, with the reason, and is no error. That of a suspended license waits until it is reinstated. */
 enum err plans_apply_scheduled(struct api *rq, struct str license_id) MUST_USE;
 /* The license's scheduled changes that are still to come, as the member "scheduled_changes". */
 enum err plans_add_scheduled(struct api *rq, struct jv *license) MUST_USE;
 extern const struct field SCHEDULED_CHANGE_FIELDS[];
+/* change-plan as its route does it, now or at the end of the period. rq->out: the license. */
+enum err plans_change(struct api *rq, struct str license_id, struct str plan_id, bool is_next_period, struct str reason) MUST_USE;
 
 /* A line of the license's history and its event, of something that does not change the status. license: as licenses_get() gives it. */
 enum err plans_note(struct api *rq, const struct jv *license, const char *event, struct str reason, const struct jv *data) MUST_USE;

@@ -1,0 +1,391 @@
+/* A license passes from its plan to another: at once, or at the end of its period. What it has afterwards:
+ *
+ *   the other plan is   its end (expires_at)                               updates_until         auto_renew
+ *   subscription        kept, when it had one and was no trial;            none                  its own, when it was no trial;
+ *                       else a period from now (inactive: from activation)                       else the plan's
+ *   development         as a subscription; none where the plan has no      none                  the same
+ *                       period and it had none
+ *   perpetual           none                                               now + updates_period  no
+ *   trial               refused: a license does not become a trial
+ *
+ * Grants, limits, features, type, period, grace_days and requires_activation are the plan's; grants that select the same stay, with their
+ * age and pins. What the customer pays for the difference is nothing that is known here. A change at the next period applies at the end
+ * that the license has when it is asked for, before it renews: the renewal is by the other plan's period. */
+#include <stdio.h>
+#include <string.h>
+
+#include "api_routes.h"
+#include "licensemodel.h"
+#include "licenses.h"
+#include "plans.h"
+#include "pullgate/clock.h"
+#include "pullgate/mem.h"
+
+/* ---- schemas ----------------------------------------------------------------------------------------------------------- */
+
+const struct field SCHEDULED_CHANGE_FIELDS[] = {
+    {.name = "id", .type = FIELD_STRING},
+    {.name = "kind", .type = FIELD_STRING, .one_of = "change-plan"},
+    {.name = "plan_id", .type = FIELD_STRING},
+    {.name = "at", .type = FIELD_TIME},
+    {.name = "status", .type = FIELD_STRING, .one_of = "pending|applied|cancelled|failed"},
+    {.name = "detail", .type = FIELD_STRING, .flags = FIELD_EMPTY, .about = "why it failed"},
+    {.name = "actor", .type = FIELD_STRING},
+    {.name = "created_at", .type = FIELD_TIME},
+    {.name = "done_at", .type = FIELD_TIME},
+    {.name = NULL},
+};
+static const struct schema SCHEDULED_CHANGE = {"ScheduledChange", SCHEDULED_CHANGE_FIELDS};
+
+static const struct field CHANGE_PLAN_FIELDS[] = {
+    {.name = "plan_id", .type = FIELD_STRING, .flags = FIELD_REQUIRED, .max = 64},
+    {.name = "effective", .type = FIELD_STRING, .one_of = "now|next_period", .about = "now when absent"},
+    {.name = "reason", .type = FIELD_STRING, .flags = FIELD_EMPTY, .max = 500},
+    {.name = NULL},
+};
+static const struct schema CHANGE_PLAN = {"ChangePlan", CHANGE_PLAN_FIELDS};
+
+/* ---- now --------------------------------------------------------------------------------------------------------------- */
+
+/* A member of the plan, or null, which takes away what the license has. */
+static struct jv *or_null(const struct jv *v)
+{
+    return jv_type(v) == JV_NONE ? jv_null() : jv_copy(v);
+}
+
+static struct jv *limits_of(const struct jv *plan)
+{
+    static const char *const MEMBERS[] = {"max_instances", "pulls", "bytes", "reset_period", "limit_action", "custom"};
+    const struct jv *limits = jv_get(plan, "limits");
+    struct jv *all = jv_object();
+    for (size_t i = 0; i < sizeof MEMBERS / sizeof *MEMBERS; i++)
+        jv_set(all, MEMBERS[i], or_null(jv_get(limits, MEMBERS[i])));
+    return all;
+}
+
+/* The body of a PATCH that makes the license one of the plan. */
+static enum err change_body(struct api *rq, const struct jv *license, const struct jv *plan, struct jv **ret)
+{
+    static const char *const COPIED[] = {"type", "period", "grants", "features", "grace_days", "requires_activation"};
+    struct str type = jv_get_str(plan, "type"), had = jv_get_str(license, "type");
+    bool is_perpetual = str_eq(type, S("perpetual")), was_trial = str_eq(had, S("trial"));
+    bool is_inactive = str_eq(jv_get_str(license, "status"), S("inactive"));
+    bool keeps_end = !is_perpetual && !was_trial && jv_get_str(license, "expires_at").n;
+    bool begins_later = is_inactive && str_eq(type, S("subscription"));
+    int64_t expires_at = 0, updates_until = 0;
+    if (str_eq(type, S("trial")))
+        return api_fail(rq, ERR_CONFLICT, "plan_not_applicable", "plan_id", "plan_id: a license does not become a trial");
+    if (!str_eq(jv_get_str(plan, "application_id"), jv_get_str(license, "application_id")))
+        return api_fail(rq, ERR_CONFLICT, "plan_not_applicable", "plan_id", "plan_id: the plan is one of another application");
+    enum err err = plans_terms_from(rq, plan, S(""), rq->now_s, &expires_at, &updates_until);
+    if (err)
+        return err;
+    struct jv *in = jv_object();
+    jv_set_str(in, "plan_id", jv_get_str(plan, "id"));
+    for (size_t i = 0; i < sizeof COPIED / sizeof *COPIED; i++)
+        jv_set(in, COPIED[i], jv_copy(jv_get(plan, COPIED[i])));
+    jv_set(in, "limits", limits_of(plan));
+    jv_set_int(in, "trial_days", 0);
+    jv_set_c(in, "starts_on", "");
+    if (!keeps_end)
+        jv_set_time(in, "expires_at", begins_later ? 0 : expires_at);
+    jv_set_time(in, "updates_until", updates_until);
+    bool renews = !is_perpetual && jv_get_str(plan, "period").n && jv_get_bool(was_trial ? plan : license, "auto_renew", false);
+    jv_set_bool(in, "auto_renew", renews);
+    *ret = in;
+    return ERR_OK;
+}
+
+static enum err change_now(struct api *rq, struct str license_id, const struct jv *plan, struct str reason)
+{
+    struct jv *license = NULL, *in = NULL;
+    enum err err = licenses_get(rq, license_id, &license);
+    if (!err)
+        err = change_body(rq, license, plan, &in);
+    if (!err)
+        err = licenses_change(rq, license_id, "change-plan", in, NULL, reason);
+    jv_free(license);
+    jv_free(in);
+    return err;
+}
+
+/* ---- later ------------------------------------------------------------------------------------------------------------- */
+
+#define CHANGE_COLUMNS "id, plan_id, at, status, detail, actor, created_at, done_at"
+
+static struct jv *change_print(const struct store_stmt *st)
+{
+    struct jv *v = jv_object();
+    jv_set_str(v, "id", store_col_str(st, 0));
+    jv_set_c(v, "kind", "change-plan");
+    jv_set_str(v, "plan_id", store_col_str(st, 1));
+    jv_set_time(v, "at", store_col_int(st, 2));
+    jv_set_str(v, "status", store_col_str(st, 3));
+    jv_set_str(v, "detail", store_col_str(st, 4));
+    jv_set_str(v, "actor", store_col_str(st, 5));
+    jv_set_time(v, "created_at", store_col_int(st, 6));
+    jv_set_time(v, "done_at", store_col_int(st, 7));
+    return v;
+}
+
+enum err plans_add_scheduled(struct api *rq, struct jv *license)
+{
+    struct store_stmt *st = NULL;
+    struct jv *list = jv_array();
+    bool row;
+    enum err err = store_query(rq->store, &st, &rq->error,
+                               "SELECT " CHANGE_COLUMNS " FROM scheduled_changes WHERE license_id=? AND status='pending'", "s",
+                               jv_get_str(license, "id"));
+    while (!err) {
+        err = store_step(st, &row, &rq->error);
+        if (err || !row)
+            break;
+        jv_push(list, change_print(st));
+    }
+    store_done(&st);
+    jv_set(license, "scheduled_changes", list);
+    return err;
+}
+
+static bool is_allowed(const struct jv *license, const char *action)
+{
+    const struct jv *list = jv_get(license, "allowed_actions");
+    for (size_t i = 0; i < jv_len(list); i++)
+        if (str_eq_c(jv_str(jv_at(list, i)), action))
+            return true;
+    return false;
+}
+
+static enum err pending_end(struct api *rq, struct str license_id, const char *status, const char *detail)
+{
+    enum err err = store_exec(rq->store, NULL, &rq->error,
+                              "UPDATE scheduled_changes SET status=?, detail=?, done_at=? WHERE license_id=? AND vendor_id=? AND status='pending'",
+                              "zzisz", status, detail, rq->now_s, license_id, rq->vendor_id);
+    if (!err)
+        err = store_exec(rq->store, NULL, &rq->error, "UPDATE licenses SET change_at=0 WHERE id=? AND vendor_id=?", "sz", license_id,
+                         rq->vendor_id);
+    return err;
+}
+
+/* The member "changes" of an answer whose scheduled changes became others. */
+static void tell_scheduled(struct api *rq, const struct jv *before)
+{
+    struct jv *changes = jv_object(), *one = jv_object();
+    jv_set(one, "from", jv_copy(jv_get(before, "scheduled_changes")));
+    jv_set(one, "to", jv_copy(jv_get(rq->out, "scheduled_changes")));
+    jv_set(changes, "scheduled_changes", one);
+    jv_set(rq->out, "changes", changes);
+}
+
+/* Takes the place of one that is pending. */
+static enum err change_later(struct api *rq, struct str license_id, const struct jv *plan, struct str reason)
+{
+    struct jv *license = NULL, *in = NULL, *data = jv_object();
+    char id[ID_MAX];
+    int64_t at = 0;
+    enum err err = licenses_get(rq, license_id, &license);
+    if (!err)
+        err = plans_add_scheduled(rq, license);
+    if (!err && !is_allowed(license, "change-plan")) {
+        err = api_fail(rq, ERR_CONFLICT, "action_not_allowed", NULL, "change-plan is not allowed: the license is %s",
+                       jv_get_c(license, "status", ""));
+        rq->problem = jv_object();
+        jv_set(rq->problem, "allowed_actions", jv_copy(jv_get(license, "allowed_actions")));
+    }
+    if (!err)
+        err = change_body(rq, license, plan, &in); /* that it can be at all */
+    if (!err)
+        err = api_time_end(rq, license, "expires_at", "expires_at", &at);
+    if (!err && at <= rq->now_s)
+        err = api_fail(rq, ERR_CONFLICT, "no_period", "effective", "effective: the license has no period that is to end; change it now");
+    if (err)
+        goto out;
+    id_new("chg_", id);
+    err = pending_end(rq, license_id, "cancelled", "another change took its place");
+    if (!err)
+        err = store_exec(rq->store, NULL, &rq->error,
+                         "INSERT INTO scheduled_changes (id, vendor_id, license_id, plan_id, at, status, actor, created_at)"
+                         " VALUES (?,?,?,?,?,'pending',?,?)",
+                         "zzssizi", id, rq->vendor_id, license_id, jv_get_str(plan, "id"), at, rq->actor, rq->now_s);
+    if (!err)
+        err = store_exec(rq->store, NULL, &rq->error, "UPDATE licenses SET change_at=? WHERE id=? AND vendor_id=?", "isz", at, license_id,
+                         rq->vendor_id);
+    jv_set_c(data, "id", id);
+    jv_set_str(data, "plan_id", jv_get_str(plan, "id"));
+    jv_set_time(data, "at", at);
+    if (!err)
+        err = licenses_changed(rq, license_id, "license.change_scheduled", reason, data);
+    if (!err)
+        tell_scheduled(rq, license);
+out:
+    jv_free(license);
+    jv_free(in);
+    jv_free(data);
+    return err;
+}
+
+enum err plans_change(struct api *rq, struct str license_id, struct str plan_id, bool is_next_period, struct str reason)
+{
+    struct jv *plan = NULL;
+    enum err err = plans_get(rq, plan_id, false, &plan);
+    if (err == ERR_NOT_FOUND)
+        return api_fail(rq, ERR_INVALID, "unknown_reference", "plan_id", "plan_id: no such object");
+    if (!err)
+        err = is_next_period ? change_later(rq, license_id, plan, reason) : change_now(rq, license_id, plan, reason);
+    jv_free(plan);
+    return err;
+}
+
+/* An end of a change that could not be: what it wrote is taken back, the reason stays. */
+static enum err change_failed(struct api *rq, struct str license_id, const char *detail)
+{
+    struct jv *data = jv_object();
+    jv_set_c(data, "detail", detail);
+    enum err err = pending_end(rq, license_id, "failed", detail);
+    if (!err)
+        err = licenses_changed(rq, license_id, "license.change_failed", str_c(detail), data);
+    jv_free(rq->after); /* nothing that an audit would call done */
+    rq->after = NULL;
+    jv_free(data);
+    return err;
+}
+
+enum err plans_apply_scheduled(struct api *rq, struct str license_id)
+{
+    struct strbuf plan_id = {0};
+    struct store_stmt *st = NULL;
+    struct jv *plan = NULL;
+    bool row = false;
+    char *id = str_dup(license_id); /* may be of an answer that the change replaces */
+    enum err err = store_query(rq->store, &st, &rq->error,
+                               "SELECT c.plan_id FROM scheduled_changes c JOIN licenses l ON l.id=c.license_id WHERE c.license_id=? AND c.vendor_id=?"
+                               " AND c.status='pending' AND c.at<=? AND l.status<>'suspended'",
+                               "zzi", id, rq->vendor_id, rq->now_s);
+    if (!err)
+        err = store_step(st, &row, &rq->error);
+    if (!err && row)
+        sb_add(&plan_id, store_col_str(st, 0));
+    store_done(&st);
+    if (err || !row)
+        goto out;
+    err = store_exec(rq->store, NULL, &rq->error, "SAVEPOINT scheduled_change", "");
+    if (err)
+        goto out;
+    err = plans_get(rq, sb_str(&plan_id), true, &plan); /* it was agreed on, also when it is sold no more */
+    if (!err)
+        err = pending_end(rq, str_c(id), "applied", "");
+    if (!err)
+        err = change_now(rq, str_c(id), plan, S("scheduled"));
+    bool is_refused = err == ERR_CONFLICT || err == ERR_INVALID || err == ERR_NOT_FOUND || err == ERR_DENIED;
+    if (is_refused) {
+        struct error why = rq->error;
+        rq->code = NULL;
+        jv_free(rq->problem);
+        rq->problem = NULL;
+        err = store_exec(rq->store, NULL, &rq->error, "ROLLBACK TO scheduled_change", "");
+        if (!err)
+            err = change_failed(rq, str_c(id), why.text);
+    }
+    if (!err)
+        err = store_exec(rq->store, NULL, &rq->error, "RELEASE scheduled_change", "");
+out:
+    jv_free(plan);
+    sb_free(&plan_id);
+    mem_free(id);
+    return err;
+}
+
+/* ---- routes ------------------------------------------------------------------------------------------------------------ */
+
+/* The license of the path is the caller's, and If-Match holds. */
+static enum err check_license(struct api *rq)
+{
+    struct jv *license = NULL;
+    uint64_t rev = 0;
+    enum err err = licenses_get(rq, rq->params[0], &license);
+    if (!err && str_to_u64(jv_get_str(license, "etag"), &rev))
+        err = api_check_etag(rq, (int64_t)rev);
+    jv_free(license);
+    return err;
+}
+
+static enum err license_change_plan(struct api *rq)
+{
+    enum err err = check_license(rq);
+    if (err)
+        return err;
+    return plans_change(rq, rq->params[0], jv_get_str(rq->in, "plan_id"), str_eq(jv_get_str(rq->in, "effective"), S("next_period")),
+                        jv_get_str(rq->in, "reason"));
+}
+
+static enum err change_list(struct api *rq)
+{
+    struct page page;
+    struct store_stmt *st = NULL;
+    struct jv *license = NULL;
+    bool row;
+    enum err err = api_page(rq, &page);
+    if (!err)
+        err = licenses_shown(rq, rq->params[0], &license);
+    jv_free(license);
+    if (err)
+        return err;
+    struct jv *items = api_list(rq);
+    err = store_query(rq->store, &st, &rq->error,
+                      "SELECT " CHANGE_COLUMNS " FROM scheduled_changes WHERE license_id=? AND vendor_id=? AND (created_at, id) > (?,?)"
+                      " ORDER BY created_at, id LIMIT ?",
+                      "szizi", rq->params[0], rq->vendor_id, page.after_key, page.after_id, (int64_t)page.limit + 1);
+    while (!err) {
+        err = store_step(st, &row, &rq->error);
+        if (err || !row || !api_page_take(&page, rq->out, store_col_int(st, 6), store_col_str(st, 0).p))
+            break;
+        jv_push(items, change_print(st));
+    }
+    store_done(&st);
+    return err;
+}
+
+static enum err change_cancel(struct api *rq)
+{
+    struct store_stmt *st = NULL;
+    struct jv *was = NULL;
+    bool row = false;
+    enum err err = check_license(rq);
+    if (!err)
+        err = store_query(rq->store, &st, &rq->error,
+                          "SELECT " CHANGE_COLUMNS " FROM scheduled_changes WHERE id=? AND license_id=? AND vendor_id=?", "ssz",
+                          rq->params[1], rq->params[0], rq->vendor_id);
+    if (!err)
+        err = store_step(st, &row, &rq->error);
+    if (!err && row)
+        was = change_print(st);
+    store_done(&st);
+    if (!err && !was)
+        err = api_not_found(rq, "scheduled change");
+    if (!err && !str_eq(jv_get_str(was, "status"), S("pending")))
+        err = api_fail(rq, ERR_CONFLICT, "not_pending", NULL, "the change is %s", jv_get_c(was, "status", ""));
+    if (!err)
+        err = pending_end(rq, rq->params[0], "cancelled", "");
+    if (!err)
+        err = licenses_changed(rq, rq->params[0], "license.change_cancelled", (struct str){NULL, 0}, was);
+    if (!err) {
+        jv_free(rq->out);
+        rq->out = NULL; /* 204 */
+        jv_free(rq->before);
+        rq->before = was;
+        was = NULL;
+    }
+    jv_free(was);
+    return err;
+}
+
+#define LIC "/api/v1/licenses"
+const struct route PLAN_CHANGE_ROUTES[] = {
+    {HEAD_POST, LIC "/{id}/change-plan", license_change_plan, ROLE_LICENSES, ROUTE_ACTION, &CHANGE_PLAN, &LICENSE_ANSWER, NULL,
+     "license.change_plan", "Make it one of another plan, now or at the end of its period"},
+    {HEAD_GET, LIC "/{id}/scheduled-changes", change_list, ROLE_VIEWER, ROUTE_LIST, NULL, &SCHEDULED_CHANGE, NULL,
+     "license.scheduled_changes", "Changes to come, and those that were applied or cancelled"},
+    {HEAD_DELETE, LIC "/{id}/scheduled-changes/{change_id}", change_cancel, ROLE_LICENSES, 0, NULL, NULL, NULL,
+     "license.cancel_scheduled_change", "Cancel a change to come"},
+    {.path = NULL},
+};
