@@ -190,7 +190,7 @@ def admin_behind(s):
 
 
 def fewer(n, front=5):
-    """How much of a measured load is sent: behind a front a fifth, for each of two does it again."""
+    """How much of a measured load is sent: behind a front a part, for each of two does it again."""
     return n // front if WATCH else n
 
 
