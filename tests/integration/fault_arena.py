@@ -171,9 +171,9 @@ def behind(s):
     if not WATCH:
         yield
         return
-    with WATCH.before(lambda: s.proxies[0].address, s.config["proxy"].get("tls")) as s.front:
+    with WATCH.before(lambda: s.proxies[0].address, s.config["proxy"].get("tls")) as s.proxy_front:
         yield
-    s.front = None
+    s.proxy_front = None
 
 
 @contextlib.contextmanager

@@ -337,14 +337,14 @@ def sigterm_behind_a_front(row, expect):
             assert ask_on(socks[-1]) == 200
         arena.proxy.p.send_signal(signal.SIGTERM)
         assert arena.proxy.p.wait(expect["exit_within_s"] * SLOW) == expect["exit_code"]
-        s.front.tap.refuse()  # as the proxy's port does
+        s.proxy_front.tap.refuse()  # as the proxy's port does
         for c in socks[:10]:  # HAProxy tries to connect for some seconds before it answers
             c.sendall(request(s.address, "/v2/", arena.w.auth))
         for c in socks[:10]:
             assert c.recv(65536)[9:12] in (b"502", b"503")
         arena.proxy.stop()
         s.start_proxy(0)
-        s.front.tap.resume()
+        s.proxy_front.tap.resume()
         for c in socks[10:]:  # whose connections were there all along
             assert ask_on(c) == 200
         for c in socks:

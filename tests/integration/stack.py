@@ -291,7 +291,7 @@ class Stack:
             "log": {"level": "info"},
         }
         self.env = env or {}
-        self.front = self.admin_front = None  # what stands before proxy 0, before the admin daemon: anything with .address and .base
+        self.proxy_front = self.admin_front = None  # what stands before proxy 0, before the admin daemon: anything with .address and .base
         self.wrap = []  # a program, with its arguments, that starts the daemons: prlimit, faketime
         self.n_proxies = n_proxies
         self.admin = None
@@ -342,11 +342,11 @@ class Stack:
 
     @property
     def address(self):
-        return (self.front or self.proxies[0]).address
+        return (self.proxy_front or self.proxies[0]).address
 
     @property
     def base(self):
-        return (self.front or self.proxies[0]).base
+        return (self.proxy_front or self.proxies[0]).base
 
     # ---- a vendor's everyday acts ----
     def add_upstream(self, name="main", **kw):

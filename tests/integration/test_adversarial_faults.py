@@ -133,7 +133,7 @@ def recovers(arena, path="/v2/shop/api/manifests/1.0.0", within=5, proxy=0):
     arena.s.wait_status(path, arena.w.auth, 200, timeout=within, headers={"Connection": "close"}, proxy=proxy)
     for _ in range(6):  # both workers
         arena.s.wait_status(path, arena.w.auth, 200, timeout=max(1, within - (time.monotonic() - t)), headers={"Connection": "close"}, proxy=proxy)
-    if arena.s.front and not proxy:  # and at the front, over whichever of its connections
+    if arena.s.proxy_front and not proxy:  # and at the front, over whichever of its connections
         wait_for("the same through the front", lambda: arena.ask(path).status == 200, max(1, within - (time.monotonic() - t)))
     assert arena.s.proxies[proxy].alive()
 
