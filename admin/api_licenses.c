@@ -338,14 +338,14 @@ static enum err terms_write(struct api *rq, const struct license_row *r, bool is
             rq->store, NULL, &rq->error,
             "UPDATE licenses SET name=COALESCE(?,name), type=?, starts_at=?, expires_at=?, anchor_day=?, grace_days=?, updates_until=?,"
             " on_expiry=COALESCE(?,on_expiry), period=?, auto_renew=?, cancel_at_period_end=?, trial_days=?, starts_on=?,"
-            " trial_started_at=?, requires_activation=?, grants_locked=?, allowed_cidrs=COALESCE(?,allowed_cidrs),"
+            " trial_started_at=?, requires_activation=?, grants_locked=CASE WHEN ? THEN ? ELSE grants_locked END, allowed_cidrs=COALESCE(?,allowed_cidrs),"
             " limits=COALESCE(?,limits), limit_action=COALESCE(?,limit_action), features=COALESCE(?,features),"
             " upstream_credential_id=COALESCE(?,upstream_credential_id), metadata=COALESCE(?,metadata),"
             " environment=COALESCE(?,environment), order_number=COALESCE(?,order_number), transaction_id=COALESCE(?,transaction_id),"
             " external_id=COALESCE(?,external_id), plan_id=COALESCE(?,plan_id), updated_at=?, rev=rev+? WHERE id=?",
-            "sziiiiiszbbizibbsssssssssssibz", jv_get_str(rq->in, "name"), r->type, r->starts_at, r->expires_at, r->anchor_day, r->grace_days,
+            "sziiiiiszbbizibbbsssssssssssibz", jv_get_str(rq->in, "name"), r->type, r->starts_at, r->expires_at, r->anchor_day, r->grace_days,
             r->updates_until, jv_get_str(rq->in, "on_expiry"), r->period, r->auto_renew, r->cancel_at_period_end, r->trial_days,
-            r->starts_on, r->trial_started_at, r->requires_activation, r->grants_locked, api_in_json(rq, "allowed_cidrs", &cidrs),
+            r->starts_on, r->trial_started_at, r->requires_activation, api_has(rq, "grants_locked"), r->grants_locked, api_in_json(rq, "allowed_cidrs", &cidrs),
             text_or_null(&limits), limit_action, api_in_json(rq, "features", &features), api_in_text(rq, "upstream_credential_id"),
             api_in_json(rq, "metadata", &metadata), api_in_text(rq, "environment"), api_in_text(rq, "order_number"),
             api_in_text(rq, "transaction_id"), api_in_text(rq, "external_id"), api_in_text(rq, "plan_id"), rq->now_s, !is_new, r->id);
@@ -753,6 +753,14 @@ static enum err credentials_revoke(struct api *rq, const struct license_row *r)
     return err;
 }
 
+/* Every installation gives its place up. */
+static enum err registrations_revoke(struct api *rq, const struct license_row *r)
+{
+    enum err err = store_exec(rq->store, NULL, &rq->error, "UPDATE license_instances SET revoked_at=? WHERE license_id=? AND revoked_at=0",
+                              "iz", rq->now_s, r->id);
+    return err ? err : usage_refresh(rq->store, str_c(r->id), rq->now_s, &rq->error);
+}
+
 static enum err license_new_key(struct api *rq, enum lifecycle_action a)
 {
     struct license_row r = {0};
@@ -762,6 +770,8 @@ static enum err license_new_key(struct api *rq, enum lifecycle_action a)
         err = key_replace(rq, &r, key);
     if (!err && a == LIFECYCLE_RESET)
         err = credentials_revoke(rq, &r);
+    if (!err && a == LIFECYCLE_RESET)
+        err = registrations_revoke(rq, &r);
     if (!err)
         err = finish_action(rq, &r, a, r.status);
     if (!err)
@@ -875,6 +885,6 @@ const struct route LICENSE_ROUTES[] = {
     ACT("extend", license_extend, EXTEND, "extend", "Move its end by a period"),
     ACT("cancel-at-period-end", license_cancel, REASON, "cancel", "It renews no more: its end is its end"),
     ACT("rotate-key", license_rotate_key, REASON, "rotate_key", "Replace the license key; the old one dies at once"),
-    ACT("reset", license_reset, REASON, "reset", "All credentials that are bound to it die, and the key is replaced"),
+    ACT("reset", license_reset, REASON, "reset", "All credentials and installations that are bound to it die, and the key is replaced"),
     {.path = NULL},
 };

@@ -255,7 +255,8 @@ static enum err subject_renew_once(struct subject *u)
         return err;
     if (next <= end)
         return error_set(&rq->error, ERR_INVALID, "its period does not lead anywhere");
-    err = store_exec(rq->store, NULL, &rq->error, "UPDATE licenses SET expires_at=?, anchor_day=?, updated_at=?, rev=rev+1 WHERE id=?", "iiiz", next,
+    err = store_exec(rq->store, NULL, &rq->error, "UPDATE licenses SET expires_at=?1, anchor_day=?2, updated_at=?3, rev=rev+1,"
+                     " updates_until=CASE WHEN updates_until<>0 AND updates_until=expires_at THEN ?1 ELSE updates_until END WHERE id=?4", "iiiz", next,
                      (int64_t)u->anchor_day, rq->now_s, u->id);
     if (!err)
         err = outbox_put_kind(rq->store, 'c', str_c(u->customer_id), true, &rq->error);

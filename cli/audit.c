@@ -47,7 +47,7 @@ static enum err verify_file(const char *path, const struct keyring *keys, int64_
     }
     if (!err && ferror(f))
         err = error_set(reterr, ERR_UNAVAILABLE, "%s: %s", path, strerror(errno));
-    free(line); /* getline's */
+    mem_free(line); /* getline's */
     if (f && f != stdin)
         fclose(f);
     *ret_records = reader.records;

@@ -627,7 +627,7 @@ static void run_once(struct command *c)
     struct strbuf text = {0}, body = {0};
     struct jv *answer = NULL;
     char method[8] = {0};
-    for (size_t i = 0; c->o.method[i] != '\0' && i < sizeof method - 1; i++)
+    for (size_t i = 0; i < sizeof method - 1 && c->o.method[i] != '\0'; i++)
         method[i] = (char)(c->o.method[i] - 'a' + 'A');
     if (c->query.n > 0) {
         sb_add_char(&c->path, '?');

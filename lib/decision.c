@@ -516,6 +516,8 @@ static void message_of_license(struct strbuf *b, const struct entitlement *ent, 
         break;
     case REASON_INACTIVE:
         sb_addc(b, " is not active");
+        if (!l->status_reason.n)
+            sb_addc(b, ": it awaits activation by the vendor");
         add_status_reason(b, l);
         add_contact(b, ent);
         break;
@@ -532,7 +534,13 @@ static void message_of_license(struct strbuf *b, const struct entitlement *ent, 
         add_renewal(b, ent);
         break;
     case REASON_IP_NOT_ALLOWED:
-        sb_addc(b, " may not be used from this network address.");
+        sb_addc(b, " may not be used from this network address");
+        if (q->client_addr) {
+            sb_addc(b, " (");
+            addr_print(q->client_addr, b);
+            sb_add_char(b, ')');
+        }
+        sb_add_char(b, '.');
         add_contact(b, ent);
         break;
     case REASON_QUOTA_EXCEEDED:

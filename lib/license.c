@@ -244,6 +244,16 @@ static bool addr_read(struct str s, uint8_t ret[16], bool *ret_v4)
     return true;
 }
 
+void addr_print(const uint8_t addr[16], struct strbuf *ret)
+{
+    static const uint8_t v4_mapped[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
+    char text[INET6_ADDRSTRLEN];
+    bool is_v4 = memcmp(addr, v4_mapped, sizeof v4_mapped) == 0;
+
+    if (inet_ntop(is_v4 ? AF_INET : AF_INET6, is_v4 ? addr + sizeof v4_mapped : addr, text, sizeof text))
+        sb_addc(ret, text);
+}
+
 bool addr_parse(struct str s, uint8_t ret[16])
 {
     bool v4;

@@ -93,6 +93,7 @@ struct cidr {
 enum err cidr_parse(struct str s, struct cidr *ret, struct error *reterr) MUST_USE; /* "10.0.0.0/8", "2001:db8::/32", a bare address */
 bool cidr_contains(const struct cidr *c, const uint8_t addr[16]);
 bool addr_parse(struct str s, uint8_t ret[16]);
+void addr_print(const uint8_t addr[16], struct strbuf *ret); /* appends "10.0.0.1" or "2001:db8::1" */
 
 struct license {
     struct str id, name;

@@ -23,7 +23,8 @@ from scripted_upstream import ScriptedUpstream
 from stack import BIN, Proc, basic, wait_for
 
 WRITERS, CUSTOMERS = 4, 3
-VOLATILE = ("effective_status", "allowed_actions", "first_used_at", "last_used_at", "last_used_from", "updated_at", "key", "etag")
+VOLATILE = ("effective_status", "allowed_actions", "first_used_at", "last_used_at", "last_used_from", "updated_at", "key", "etag",
+            "changes", "effect", "renews_at", "grace_ends_at")
 AUDIT_EVERY = 50
 
 
@@ -83,7 +84,9 @@ class Writer:
         if len(doc["grants"]) < 3:
             actions.append(("POST", path + "/grants", {"selector": "exact", "value": rng.choice(("2.0.0", "1.1.0", "9.9.9"))}))
         else:
-            actions.append(("DELETE", f"{path}/grants/{doc['grants'][rng.randrange(3)]['id']}", None))
+            actions.append(("DELETE", f"{path}/grants/{doc['grants'][rng.randrange(3)]['id']}", {"reason": f"r{mark}"}))
+        if doc["expires_at"]:
+            actions.append(("POST", path + "/renew", {"period": "P1M"}))
         method, path, body = rng.choice(actions)
         self.open = ("change", lid, (method, path, body))
         self.touched.add(lid)
@@ -109,6 +112,8 @@ class Writer:
         path, body = self.rng.choice((
             ("/customers", {"slug": f"c{mark}", "name": f"C{mark}", "email": "a@b.example"}),
             (f"/customers/{cid}/credentials", {"name": f"cred{mark}"}),
+            ("/plans", {"slug": f"p{mark}", "name": f"P{mark}", "application_id": self.w.app["id"], "type": "subscription", "period": "P1M",
+                        "grants": [{"selector": "exact", "value": "9.9.9"}], "price": {"amount": "10.00", "currency": "EUR"}}),
             ("/licenses", {"name": f"three{mark}", "customer_id": cid, "application_id": self.w.app["id"],
                            "grants": [{"selector": "exact", "value": v} for v in ("9.9.7", "9.9.8", "9.9.9")]})))
         self.open = ("make", None, (path, body, key))
@@ -131,6 +136,10 @@ class Writer:
             want.update(status="suspended" if path.endswith("suspend") else "active", status_reason=got["status_reason"])
             if path.endswith("suspend") and got["status_reason"] != body["reason"]:
                 return f"reason {got['status_reason']!r} for {request}"
+        elif path.endswith("/renew"):
+            if not got["expires_at"] or got["expires_at"] <= want["expires_at"]:
+                return f"expires_at {want['expires_at']} -> {got['expires_at']} for {request}"
+            want.update(expires_at=got["expires_at"])
         elif method == "DELETE":
             want["grants"] = [g for g in want["grants"] if not path.endswith(g["id"])]
         else:
@@ -163,9 +172,9 @@ class Writer:
                 self.came_through += 1
         if self.open and self.open[0] == "make":
             path, body, key = self.open[2]
-            field = "slug" if path == "/customers" else "name"
+            field = "slug" if path in ("/customers", "/plans") else "name"
             with self.w.store() as db:
-                table = {"/customers": "customers", "/licenses": "licenses"}.get(path, "credentials")
+                table = {"/customers": "customers", "/licenses": "licenses", "/plans": "plans"}.get(path, "credentials")
                 there = db.execute(f"SELECT id FROM {table} WHERE {field}=?", (body[field],)).fetchall()
                 assert len(there) <= 1, f"{path} {body}: {there}"
                 if there and table == "licenses":

@@ -613,7 +613,7 @@ static void messages(void **state)
         {{"scheduled for today", {{ACT, .starts = MARCH, .grants = {ALL}}}, {V("1")}, 0}, MARCH - 60, "1", "", "c",
          "license \"Acme Prod\" for shop starts on 2026-03-01T23:59:59Z; nothing can be pulled before."},
         {{"address", {{ACT, .cidr = "192.168.0.0/16", .grants = {ALL}}}, {V("1")}, 0}, NOW, "1", "", "c",
-         "license \"Acme Prod\" for shop may not be used from this network address. Contact c"},
+         "license \"Acme Prod\" for shop may not be used from this network address (10.1.2.3). Contact c"},
         {{"quota", {{ACT, .quota = true, .grants = {ALL}}}, {V("1")}, 0}, NOW, "1", "", "c", "license \"Acme Prod\" for shop has used up its quota. Contact c"},
         {{"none", {{0}}, {V("1")}, 0}, NOW, "1", "", "c", "no license for repository shop/api. Contact c"},
         {{"no status", {{(enum license_status)9}}, {V("1")}, 0}, NOW, "1", "", "c", "license \"Acme Prod\" for shop is in no known state. Contact c"},
@@ -657,6 +657,7 @@ static void messages_of_odd_licenses(void **state)
         const char *want;
     } cases[] = {
         {"", "shop", "", REASON_REVOKED, 0, 0, "license \"lic_1\" for shop was revoked. Contact c"},
+        {"", "shop", "", REASON_INACTIVE, 0, 0, "license \"lic_1\" for shop is not active: it awaits activation by the vendor. Contact c"},
         {"Acme", "", "", REASON_SUSPENDED, 0, 0, "license \"Acme\" is suspended. Contact c"},
         {"Acme", "", "", REASON_EXPIRED, MARCH, INT64_MAX, "license \"Acme\" expired on 2026-03-01. Contact c"},
         {"Acme", "", "", REASON_EXPIRED, MARCH, INT64_MAX / DAY, "license \"Acme\" expired on 2026-03-01. Contact c"},
