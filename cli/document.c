@@ -684,6 +684,8 @@ int document_command(int argc, char **argv)
             i++;
         } else if (c.n_operands < sizeof c.operands / sizeof *c.operands) {
             c.operands[c.n_operands++] = argv[i];
+        } else {
+            die(EXIT_USAGE, "%s does not take \"%s\"", c.o.id, argv[i]);
         }
     }
     path_fill(&c);
