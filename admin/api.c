@@ -46,6 +46,7 @@ void api_release(struct api *rq)
     jv_free(rq->out);
     sb_free(&rq->raw);
     mem_free(rq->location);
+    mem_free(rq->next_link);
     mem_free(rq->etag);
     jv_free(rq->problem);
     jv_free(rq->effect_before);

@@ -102,6 +102,7 @@ struct api {
     struct strbuf raw;
     const char *raw_type;
     char *location; /* of a created object */
+    char *next_link; /* path and query of the page that follows, for the field Link */
     char *etag;     /* bare, without quotes */
     unsigned retry_after_s;
     unsigned cache_s;        /* anyone may keep the answer this long; 0: nobody may */
@@ -143,6 +144,7 @@ typedef enum err api_fn(struct api *rq);
 #define ROUTE_HASHES   64u /* a password is hashed: run is called twice, first with rq->is_hashing in the thread for that, then in the writer */
 #define ROUTE_READS    256u /* a POST that changes nothing: runs on the reading connection, as a GET does */
 #define ROUTE_WRITES   512u /* a GET that leaves a trace: runs on the writing connection, in a transaction, with an audit row */
+#define ROUTE_ROWS     128u /* takes text/csv or application/x-ndjson, as it is in rq->body */
 struct query_param {
     const char *name; /* NULL ends the list; "metadata.*": every name that begins with "metadata." */
     const char *about;

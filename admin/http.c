@@ -397,7 +397,8 @@ static enum err exchange_check_query(struct exchange *ex)
     return c.err;
 }
 
-static bool content_type_is_json(const struct api *rq)
+/* As routes and their answers speak of it. */
+static bool content_type_is_good(const struct api *rq)
 {
     struct str type, rest;
     if (!rq->content_type)
@@ -405,6 +406,8 @@ static bool content_type_is_json(const struct api *rq)
     if (!str_cut(str_c(rq->content_type), ';', &type, &rest))
         type = str_c(rq->content_type);
     type = str_trim(type);
+    if (rq->route->flags & ROUTE_ROWS)
+        return str_eq_nocase(type, S("text/csv")) || str_eq_nocase(type, S("application/x-ndjson"));
     return str_eq_nocase(type, S("application/json")) || str_eq_nocase(type, S("application/merge-patch+json"));
 }
 
@@ -413,12 +416,14 @@ static enum err exchange_check_body(struct exchange *ex)
     struct api *rq = &ex->rq;
     if (rq->method == HEAD_GET || rq->method == HEAD_HEAD)
         return ERR_OK;
-    if (ex->has_encoding || (rq->body.n && !content_type_is_json(rq))) {
-        enum err err =
-            api_fail(rq, ERR_INVALID, "unsupported_media_type", NULL, "the body must be application/json without a Content-Encoding");
+    if (ex->has_encoding || (rq->body.n && !content_type_is_good(rq))) {
+        enum err err = api_fail(rq, ERR_INVALID, "unsupported_media_type", NULL, "the body must be %s without a Content-Encoding",
+                                rq->route->flags & ROUTE_ROWS ? "text/csv or application/x-ndjson" : "application/json");
         rq->status = 415;
         return err;
     }
+    if (rq->route->flags & ROUTE_ROWS)
+        return ERR_OK;
     if (!rq->body.n) {
         rq->in = jv_object();
     } else {
@@ -760,6 +765,8 @@ static void exchange_fields(struct exchange *ex, struct strbuf *f)
     sb_addf(f, "X-Request-Id: %s\r\n", rq->request_id);
     if (rq->location && rq->status == 201)
         sb_addf(f, "Location: %s\r\n", rq->location);
+    if (rq->next_link && rq->status < 300)
+        sb_addf(f, "Link: <%s>; rel=\"next\"\r\n", rq->next_link);
     if (rq->etag && rq->status < 300)
         sb_addf(f, "ETag: \"%s\"\r\n", rq->etag);
     if (ex->is_replay)

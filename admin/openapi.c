@@ -232,6 +232,17 @@ static struct jv *operation(const struct route *r)
         jv_set(body, "content", json_content("application/json", ref("schemas", r->request->name)));
         jv_set(op, "requestBody", body);
     }
+    if (r->flags & ROUTE_ROWS) {
+        struct jv *body = jv_object(), *csv = jv_object(), *content;
+        jv_set_c(csv, "type", "string");
+        content = json_content("text/csv", csv);
+        struct jv *media = jv_object(), *text = jv_object();
+        jv_set_c(text, "type", "string");
+        jv_set(media, "schema", text);
+        jv_set(content, "application/x-ndjson", media);
+        jv_set(body, "content", content);
+        jv_set(op, "requestBody", body);
+    }
     jv_set(op, "responses", responses(r));
     jv_set(op, "security", security(r));
     char scope[SCOPE_MAX];
@@ -253,6 +264,8 @@ static struct jv *problem_response(void)
         {.name = "field", .type = FIELD_STRING, .flags = FIELD_OPTIONAL, .about = "the offending member, parameter or header"},
         {.name = "request_id", .type = FIELD_STRING, .flags = FIELD_OPTIONAL},
         {.name = "allowed_actions", .type = FIELD_STRINGS, .flags = FIELD_OPTIONAL, .about = "with action_not_allowed"},
+        {.name = "report", .type = FIELD_MAP, .flags = FIELD_OPTIONAL, .about = "with import_failed: what is wrong with which line"},
+        {.name = "count", .type = FIELD_INT, .flags = FIELD_OPTIONAL, .about = "with count_differs: how many the filter finds"},
         {.name = NULL},
     };
     struct jv *r = jv_object();

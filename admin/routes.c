@@ -10,6 +10,7 @@ const struct route *const ROUTE_TABLES[] = {
     VENDOR_ROUTES, UPSTREAM_ROUTES, APPLICATION_ROUTES, CUSTOMER_ROUTES, LICENSE_ROUTES, GRANT_ROUTES, SIGNER_ROUTES, KEY_ROUTES,
     USAGE_ROUTES, LOG_ROUTES, EXPLAIN_ROUTES, META_ROUTES, PORTAL_ROUTES, PLAN_ROUTES, COUPON_ROUTES, PLAN_CHANGE_ROUTES, ORDER_ROUTES, HOOK_ROUTES, PORTAL_REQUEST_ROUTES,
     JOB_ROUTES,
+    IMPORT_ROUTES,
     USER_ROUTES, SESSION_ROUTES,
     NULL,
 };
@@ -78,6 +79,7 @@ const struct route *route_find(enum head_method method, struct str path, char *v
     const struct route *found = NULL;
     struct str raw[API_MAX_PARAMS] = {{0}};
     unsigned allowed = 0;
+    size_t fewest = API_MAX_PARAMS + 1;
     if (method == HEAD_HEAD)
         method = HEAD_GET;
     for (const struct route *const *table = ROUTE_TABLES; *table; table++) {
@@ -85,6 +87,17 @@ const struct route *route_find(enum head_method method, struct str path, char *v
             struct str here[API_MAX_PARAMS] = {{0}};
             if (!route_matches(r->path, path, here))
                 continue;
+            size_t n = 0; /* "/licenses/export" is itself, whatever "/licenses/{id}" could mean by it */
+            while (n < API_MAX_PARAMS && here[n].p)
+                n++;
+            if (n > fewest)
+                continue;
+            if (n < fewest) {
+                fewest = n;
+                found = NULL;
+                allowed = 0;
+                memset(raw, 0, sizeof raw);
+            }
             allowed |= 1u << r->method;
             if (r->method == method && !found) {
                 found = r;

@@ -117,6 +117,8 @@ def test_a_method_that_is_not_in_the_document_is_not_there(w):
 
 def test_an_unknown_member_or_parameter_is_refused_everywhere(w):
     for path, method, op in operations(w.doc):
+        if "text/csv" in op.get("requestBody", {}).get("content", {}) or any(p["name"] == "*" for p in op.get("parameters", [])):
+            continue  # rows and the exports of other lists: test_lic_finding.py
         if op["security"]:
             problem(w.api(method.upper(), fill(path).removeprefix("/api/v1") + "?zz=1", {} if method != "get" else None), 400, "unknown_parameter", "zz")
         if method != "get":
@@ -331,6 +333,9 @@ def walk(w):
 # Operations that need more than this stack has, and where they are tried instead: one a line.
 ELSEWHERE = {
     "audit.export": "test_lic_people.py",
+    "license.import": "test_lic_finding.py",
+    "license.export": "test_lic_finding.py",
+    "list.export": "test_lic_finding.py",
     "license.remove_instance": "test_lic_usage.py",
     "license.file": "test_lic_keys.py",
     "crl.get": "test_lic_keys.py",

@@ -292,3 +292,173 @@ def test_credentials_are_found_by_prefix(s, many):
     problem(s.api("GET", "/credentials?status=lost"), 400, "invalid_parameter", "status")
     assert c["id"] in [i["id"] for i in s.api.get("/credentials?status=active&sort=-created_at")["items"]]
     assert s.api.get(f"/credentials?license_id=lic_none&expires_before={day(3)}")["items"] == []
+
+
+# ---- import and export ------------------------------------------------------------------------------------------------------
+
+
+def bring(s, text, query="", kind="text/csv", api=None, expect=200):
+    r = (api or s.api).s.post(f"{s.admin_base}/api/v1/licenses/import?{query}", data=text.encode() if isinstance(text, str) else text,
+                              headers={"Content-Type": kind}, timeout=60)
+    assert r.status_code == expect, f"{r.status_code} {r.text[:2000]}"
+    return r.json()
+
+
+def pull(s, password, path="/v2/shop/api/manifests/1.0.0", status=200):
+    return s.wait_status(path, ("anyone", password), status)
+
+
+def test_lic_4_8_import_with_external_keys_and_a_pull(s, many):
+    text = ("customer,application,name,key,status,expires_at,grants,metadata.tier,order_number,external_id,issuer,allowed_cidrs\r\n"
+            "globex,shop,\"Imp, one\",ACME/2024:4711==,active,2090-01-31,exact:1.0.0,gold,PO-1,crm-1,kopicloud,\r\n"
+            "globex,shop,Imp two,a-key-of-eight,active,,\"range:^1.0;exact:2.0.0\",silver,PO-2,crm-2,kopicloud,127.0.0.0/8 10.0.0.0/8\r\n"
+            "newcomer,desk,Imp three,,inactive,,all,,,crm-3,,\r\n")
+    before = s.api.get("/licenses?count=1")["count"]
+    dry = bring(s, text, "dry_run=1&create_customers=1")
+    assert (dry["created"], dry["failed"], dry["applied"], dry["dry_run"]) == (3, 0, False, True) and all("key" not in x for x in dry["lines"])
+    assert s.api.get("/licenses?count=1")["count"] == before and s.api.get("/customers?slug=newcomer")["items"] == []
+    s.get("/v2/shop/api/manifests/1.0.0", ("x", "ACME/2024:4711==")).status_code == 401
+    done = bring(s, text, "create_customers=1")
+    assert (done["created"], done["failed"], done["applied"]) == (3, 0, True)
+    assert [x["line"] for x in done["lines"]] == [2, 3, 4] and "key" not in done["lines"][0] and done["lines"][2]["key"].count("-") == 3
+    one = s.api.get("/licenses/" + done["lines"][0]["id"])
+    assert one["name"] == "Imp, one" and one["source"] == "import" and one["metadata"] == {"tier": "gold"} and one["expires_at"].startswith("2090-01-31")
+    assert [g["value"] for g in one["grants"]] == ["1.0.0"] and len(one["key_prefix"]) == 4, "of a short key less is shown"
+    pull(s, "ACME/2024:4711==")
+    pull(s, "a-key-of-eight")
+    assert s.get("/v2/shop/api/manifests/1.0.0", ("x", "acme/2024:4711==")).status_code == 401, "as it is, with its case"
+    assert s.get("/v2/shop/api/manifests/1.0.0", ("x", "a-key-of-eighty")).status_code == 401
+    s.api.post(f"/licenses/{one['id']}/suspend", {"reason": "x"}, 200)
+    pull(s, "ACME/2024:4711==", status=403)
+    again = bring(s, text, "create_customers=1", expect=422)
+    assert again["code"] == "import_failed" and {x["code"] for x in again["report"]["lines"]} == {"exists_already"}
+    taken = bring(s, "customer,application,name,key\nglobex,shop,Thief,ACME/2024:4711==\n", expect=422)
+    assert taken["report"]["lines"][0]["code"] == "key_in_use"
+    for bad in ("short", "pgc_" + "x" * 49, "pga_token-of-the-api", "x" * 129, "ümlaut-key"):
+        r = bring(s, f"customer,application,name,key\nglobex,shop,Bad key,{bad}\n", "dry_run=1")
+        assert r["lines"][0]["field"] == "key" and r["failed"] == 1, bad
+
+
+def test_lic_4_9_filter_by_issuer_and_source(s, many):
+    assert sorted(names(s, "issuer=kopicloud")) == ["Imp two", "Imp, one"]
+    assert "Imp three" in names(s, "source=import") and "Prod EU" not in names(s, "source=import")
+
+
+def test_lic_4_23_uploaded_ones_are_marked(s, many):
+    assert {i["source"] for i in s.api.get("/licenses?source=import")["items"]} == {"import"}
+    assert s.api.get("/licenses?issuer=kopicloud&count=1")["count"] == 2
+
+
+def test_a_report_names_each_line_and_all_or_nothing_holds(s, many):
+    text = ("customer,application,name,expires_at,grants\nglobex,shop,Rep 1,2090-01-01,all\nnobody,shop,Rep 2,,all\nglobex,nothing,Rep 3,,all\n"
+            "globex,shop,Rep 4,yesterday,all\nglobex,shop,Rep 5,,range:not-a-range\nglobex,shop,Rep 1,,all\nglobex,shop,,,all\n"
+            "globex,shop,Rep 8,,all,too,many\nglobex,shop,Rep 9,,all\n")
+    want = {2: None, 3: ("unknown_reference", "customer"), 4: ("unknown_reference", "application"), 5: ("invalid_field", "expires_at"),
+            6: ("invalid_field", "grants[0].value"), 7: ("conflict", "name"), 8: ("missing_field", "name"), 9: ("invalid_line", None), 10: None}
+
+    def check(report):
+        for x in report["lines"]:
+            w = want[x["line"]]
+            assert (w is None) == (x["result"] != "failed"), x
+            if w:
+                assert (x["code"], x["field"]) == w and x["detail"], x
+
+    problem_doc = bring(s, text, expect=422)
+    check(problem_doc["report"])
+    assert problem_doc["report"]["applied"] is False and names(s, "name=rep*") == []
+    dry = bring(s, text, "partial=1&dry_run=1")
+    check(dry)
+    assert names(s, "name=rep*") == []
+    part = bring(s, text, "partial=1")
+    check(part)
+    assert (part["created"], part["failed"], part["applied"]) == (2, 7, True) and sorted(names(s, "name=rep*")) == ["Rep 1", "Rep 9"]
+    rows = [a for a in s.api.get("/audit?limit=50")["items"] if a["action"] == "license.import"]
+    assert rows[0]["after"]["done"] == 2 and rows[0]["after"]["failed"] == 7
+    for text, kind, code in (("", "text/csv", "invalid_rows"), ("name,name\na,b\n", "text/csv", "invalid_rows"), (b"name\n\xff\xfe\n", "text/csv", "invalid_rows"),
+                             ("x" * 10, "application/json", "unsupported_media_type")):
+        r = s.api.s.post(f"{s.admin_base}/api/v1/licenses/import", data=text, headers={"Content-Type": kind})
+        assert r.status_code in (400, 415) and r.json()["code"] == code, r.text
+    many_lines = "name\n" + "x\n" * 10001
+    assert bring(s, many_lines, expect=413)["code"] == "too_many_lines"
+    viewer, _ = token(s, "viewer")
+    bring(s, "customer\nx\n", api=viewer, expect=403)
+
+
+def test_upsert_by_external_id(s, many):
+    base = {"customer": "globex", "application": "shop", "name": "Ups", "external_id": "ups-1", "status": "active", "grants": [{"selector": "exact", "value": "1.0.0"}],
+            "metadata": {"a": 1}, "auto_renew": False, "grace_days": 3}
+
+    def go(**kw):
+        r = bring(s, json.dumps({**base, **kw}) + "\n", "mode=upsert", "application/x-ndjson")
+        return r["lines"][0]["result"], s.api.get("/licenses?external_id=ups-1")["items"][0]
+
+    assert go()[0] == "created"
+    result, first = go()
+    assert result == "unchanged"
+    result, l = go(grace_days=5, transaction_id="TX-9", metadata={"a": 2}, grants="exact:1.0.0;exact:3.0.0")
+    assert result == "updated" and l["grace_days"] == 5 and l["metadata"] == {"a": 2} and l["id"] == first["id"] and l["transaction_id"] == "TX-9"
+    assert sorted(g["value"] for g in l["grants"]) == ["1.0.0", "3.0.0"], "a grant is added, none is taken"
+    result, l = go(status="suspended", status_reason="unpaid", grace_days=5, metadata={"a": 2})
+    assert result == "updated" and l["status"] == "suspended" and l["status_reason"] == "unpaid"
+    assert bring(s, json.dumps({**base, "customer": "initech"}), "mode=upsert", "application/x-ndjson", expect=422)["report"]["lines"][0]["code"] == "customer_differs"
+    history = [h["event"] for h in s.api.get(f"/licenses/{l['id']}/history?limit=50")["items"]]
+    assert "license.suspended" in history and "license.grant_added" in history
+
+
+def test_export_reads_back_as_no_change(s, many):
+    evil = lic(s, "=cmd|'/c calc'!A0", metadata={"formula": "+1+1", "text": "a;b,\"c\"\nd"}, environment="'quoted")
+    with_window = lic(s, "Window", grants=[{"selector": "range", "value": ">=1 <2 || 4.x", "not_after": "2090-01-01T00:00:00Z", "note": "a; b"}, {"selector": "all"}],
+                      limits={"max_instances": 3, "limit_action": "deny"}, features={"sso": True})
+    for kind, mime in (("csv", "text/csv"), ("ndjson", "application/x-ndjson")):
+        whole, url, parts = "", f"/api/v1/licenses/export?format={kind}&limit=4&status=active,inactive", 0
+        while url:
+            r = s.api.s.get(s.admin_base + url)
+            assert r.status_code == 200 and r.headers["Content-Type"].startswith(mime)
+            whole += r.content.decode()
+            url = r.links.get("next", {}).get("url")
+            parts += 1
+        count = s.api.get("/licenses?status=active,inactive&count=1")["count"]
+        assert parts > 2
+        if kind == "csv":
+            rows = list(csv.DictReader(io.StringIO(whole)))
+            assert len(rows) == count and len({r["id"] for r in rows}) == count
+            mine = next(r for r in rows if r["id"] == evil["id"])
+            assert mine["name"].startswith("'=") and mine["environment"] == "''quoted"
+            assert not any(c[:1] in ("=", "+", "-", "@") for r in rows for c in r.values() if c), "nothing that a spreadsheet would run"
+        else:
+            rows = [json.loads(x) for x in whole.splitlines()]
+            assert next(r for r in rows if r["id"] == evil["id"])["metadata"]["text"] == "a;b,\"c\"\nd" and len(rows) == count
+        assert "key_hash" not in whole and evil["key"] not in whole and with_window["key"] not in whole
+        back = bring(s, whole, "mode=upsert&dry_run=1", mime)
+        assert (back["unchanged"], back["failed"], back["updated"], back["created"]) == (count, 0, 0, 0), [x for x in back["lines"] if x["result"] != "unchanged"]
+    gone = whole.replace(evil["id"], "").replace("lic_", "lac_")  # as new ones under other names: everything can be made again
+    fresh = "\n".join(json.dumps({**json.loads(x), "name": "Copy of " + str(i), "external_id": ""}) for i, x in enumerate(gone.splitlines()))
+    made = bring(s, fresh, "dry_run=1", "application/x-ndjson")
+    assert made["failed"] == 0 and made["created"] == count, [x for x in made["lines"] if x["result"] == "failed"]
+
+
+@pytest.mark.parametrize("what", ["customers", "credentials", "applications", "plans", "coupons", "pulls", "events", "audit"])
+def test_other_lists_are_exported(s, many, what):
+    listed = s.api.get(f"/{what}?limit=5")["items"]
+    r = s.api.s.get(f"{s.admin_base}/api/v1/export/{what}?format=ndjson&limit=5")
+    assert r.status_code == 200 and r.headers["Content-Type"] == "application/x-ndjson", r.text
+    got = [json.loads(x) for x in r.content.decode().splitlines()]
+    if what not in ("audit", "events", "pulls"):  # they grow meanwhile
+        assert got == listed
+    c = s.api.s.get(f"{s.admin_base}/api/v1/export/{what}?format=csv&limit=5")
+    assert c.status_code == 200 and c.headers["Content-Type"].startswith("text/csv")
+    assert len(list(csv.reader(io.StringIO(c.text)))) <= 6 and "hash" not in c.text.split("\r\n")[0].split(",") or what == "audit"
+    problem(s.api("GET", f"/export/{what}?zz=1"), 400, "unknown_parameter", "zz")
+    problem(s.api("GET", f"/export/{what}?format=xml"), 400, "invalid_parameter", "format")
+
+
+def test_what_cannot_be_exported(s, many):
+    problem(s.api("GET", "/licenses/export?zz=1"), 400, "unknown_parameter", "zz")
+    r = s.api.s.post(f"{s.admin_base}/api/v1/licenses/import?zz=1", data="name\nx\n", headers={"Content-Type": "text/csv"})
+    problem(r, 400, "unknown_parameter", "zz")
+    problem(s.api("GET", "/export/tokens"), 404)
+    problem(s.api("GET", "/export/upstreams"), 404)
+    viewer, _ = token(s, "viewer")
+    assert viewer("GET", "/export/customers").status_code == 200
+    problem(viewer("GET", "/export/audit"), 403)
+    assert "secret" not in s.api("GET", "/export/credentials").text.split("\r\n")[1]
