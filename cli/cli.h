@@ -61,5 +61,7 @@ int backup_command(int argc, char **argv);
 int restore_command(int argc, char **argv);
 int doctor_command(int argc, char **argv);
 int audit_command(int argc, char **argv); /* after "verify" */
+int verify_command(int argc, char **argv); /* its exit codes are its own: docs/LICENSE_FILE.md */
+int bundle_command(int argc, char **argv);
 
 #endif

@@ -24,6 +24,9 @@ static const char help_text[] =
     "  pullgate apply -f FILE [--dry-run] [--yes] [--reason TEXT]     what the file says there should be; shows the difference first\n"
     "  pullgate api METHOD PATH [JSON|-]                         any request, as it is\n"
     "  pullgate completion bash|zsh|fish\n"
+    "  pullgate bundle LICENSE -o DIRECTORY --registry URL [--platform all|OS/ARCH]   what it grants as an OCI layout, with its license file\n"
+    "  pullgate verify FILE (--jwks FILE | --public-key FILE) [--crl FILE] [--at TIME]  a license file, offline\n"
+    "                                                  exit 0 valid, 1 not to be believed, 3 expired or not yet, 4 revoked\n"
     "\n"
     "  on the machine of the daemons, with their configuration (--config FILE):\n"
     "  pullgate doctor [--only admin|proxy] [--json]   what is wrong, and how to mend it; exit 1: a check failed\n"
@@ -95,7 +98,7 @@ static const struct command {
 } COMMANDS[] = {
     {"backup", backup_command, true},       {"restore", restore_command, true}, {"doctor", doctor_command, true},
     {"completion", completion_command, true}, {"apply", apply_command, false},  {"explain", explain_command, false},
-    {"api", api_command, false},
+    {"api", api_command, false},            {"verify", verify_command, true},   {"bundle", bundle_command, false},
 };
 
 static int command(int argc, char **argv)

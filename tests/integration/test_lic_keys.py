@@ -2,6 +2,7 @@
 The rows of LICENSING.md are in the names."""
 import base64
 import hashlib
+import hmac
 import json
 import os
 import re
@@ -12,11 +13,10 @@ import time
 
 import pytest
 import requests
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from nacl.signing import SigningKey, VerifyKey
 
 from admin_fixture import problem, second_vendor
-from stack import BIN, SLOW, Stack, basic, wait_for
+from stack import BIN, Stack, basic, wait_for
 
 
 def b64(data):
@@ -33,7 +33,7 @@ def jws_open(text, jwks, typ):
     h = json.loads(unb64(head))
     assert h == {"alg": "EdDSA", "typ": typ, "kid": h["kid"]}
     key = next(k for k in jwks["keys"] if k["kid"] == h["kid"])
-    Ed25519PublicKey.from_public_bytes(unb64(key["x"])).verify(unb64(sig), f"{head}.{payload}".encode())
+    VerifyKey(unb64(key["x"])).verify(f"{head}.{payload}".encode(), unb64(sig))
     return json.loads(unb64(payload))
 
 
@@ -101,10 +101,6 @@ def revoked_of(s, lic):
 def rows_of(s, sql, *args):
     with sqlite3.connect(f"file:{s.dir}/pullgate.db?mode=ro", uri=True) as db:
         return db.execute(sql, args).fetchall()
-
-
-def pull(s, key, tag="1.0.0"):
-    return s.get(f"/v2/shop/api/manifests/{tag}", ("x", key)).status_code
 
 
 # ---- the key ---------------------------------------------------------------------------------------------------------------
@@ -410,3 +406,306 @@ def test_lic_4_6_rotation_of_the_signing_key(s, make):
     problem(api2("POST", "/signing-keys", {}), 403, "role_not_allowed")
     problem(api2("POST", f"/signing-keys/{new['kid']}/retire", {}), 403, "role_not_allowed")
     problem(s.api("POST", "/signing-keys/nope/retire", {}), 404, "not_found")
+
+
+# ---- pullgate verify -------------------------------------------------------------------------------------------------------
+
+
+def verify(*args, expect=None, stdin=None):
+    r = subprocess.run([BIN / "pullgate", "verify", *map(str, args)], capture_output=True, text=True, input=stdin, timeout=30)
+    assert "Sanitizer" not in r.stderr, r.stderr
+    if expect is not None:
+        assert r.returncode == expect, (r.returncode, r.stdout, r.stderr)
+    return r
+
+
+@pytest.fixture
+def box(s, tmp_path):
+    """Files of an offline site."""
+    class Box:
+        def write(self, name, text):
+            (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+            return tmp_path / name
+    b = Box()
+    b.dir = tmp_path
+    b.jwks = b.write("jwks.json", requests.get(s.admin_base + "/.well-known/jwks.json").text)
+    return b
+
+
+def test_lic_2_17_an_offline_site_verifies_with_a_public_key_alone(s, make, box):
+    lic = make(limits={"max_instances": 3}) if "limits" in json.dumps(s.api.get("/openapi.json")["components"]["schemas"]["LicenseCreate"]) else make()
+    text = file_of(s, lic)
+    f = box.write("license.jws", text)
+    r = verify(f, "--jwks", box.jwks, expect=0)
+    assert lic["name"] in r.stdout and "Globex (globex)" in r.stdout and "range:^1" in r.stdout and "no end" in r.stdout
+    kid = json.loads(unb64(text.split(".")[0]))["kid"]
+    x = next(k["x"] for k in jwks(s)["keys"] if k["kid"] == kid)
+    pem = b"-----BEGIN PUBLIC KEY-----\n" + base64.b64encode(bytes.fromhex("302a300506032b6570032100") + unb64(x)) + b"\n-----END PUBLIC KEY-----\n"
+    for name, key in (("pem", pem), ("hex", unb64(x).hex()), ("b64", x + "\n")):
+        verify(f, "--public-key", box.write(name, key), expect=0)
+    d = json.loads(verify(f, "--jwks", box.jwks, "--json", expect=0).stdout)
+    assert d["valid"] and d["claims"]["license_id"] == lic["id"] and d["kid"] == kid and d["kind"] == "license"
+    verify("-", "--jwks", box.jwks, stdin=text + "\n", expect=0)
+    # openssl agrees
+    head, payload, sig = text.split(".")
+    (box.dir / "data").write_bytes(f"{head}.{payload}".encode())
+    (box.dir / "sig").write_bytes(unb64(sig))
+    subprocess.run(["openssl", "pkeyutl", "-verify", "-pubin", "-inkey", box.dir / "pem", "-rawin", "-in", box.dir / "data", "-sigfile", box.dir / "sig"],
+                   check=True, capture_output=True)
+
+
+def test_lic_4_7_the_file_by_hand_and_its_times(s, make, box):
+    day = 86400
+    stamp = lambda t: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(t))
+    now = time.time()
+    lic = make(expires_at=stamp(now + 10 * day), grace_days=2)
+    f = box.write("license.jws", file_of(s, lic))
+    at = lambda days: verify(f, "--jwks", box.jwks, "--at", stamp(now + days * day)).returncode
+    assert [at(0), at(9), at(11), at(13), at(-1)] == [0, 0, 0, 3, 3]
+    r = verify(f, "--jwks", box.jwks, "--at", "2099-01-01", expect=3)
+    assert "expired on" in r.stderr
+    later = box.write("later.jws", file_of(s, make(starts_at=stamp(now + day))))
+    verify(later, "--jwks", box.jwks, expect=3)
+    inactive = box.write("inactive.jws", file_of(s, make(status="inactive")))
+    assert "inactive" in verify(inactive, "--jwks", box.jwks, expect=3).stderr
+    lease = box.write("lease.jws", validate(s, make()["key"])["lease"])
+    assert "lease" in verify(lease, "--jwks", box.jwks, expect=0).stdout
+    verify(lease, "--jwks", box.jwks, "--at", stamp(now + 2 * day), expect=3)
+    for args in ((), (f,), (f, "--jwks", box.jwks, "--nope"), (box.dir / "none", "--jwks", box.jwks), (f, "--jwks", f), (f, "--jwks", box.jwks, "--at", "soon")):
+        verify(*args, expect=2)
+
+
+def test_lic_4_22_offline_a_revoked_file_is_found_by_the_list(s, make, box):
+    lic, rotated, other = make(), make(), make()
+    f, g, h = (box.write(f"{i}.jws", file_of(s, l)) for i, l in enumerate((lic, rotated, other)))
+    before = box.write("before.crl", crl(s))
+    for x in (f, g, h):
+        verify(x, "--jwks", box.jwks, "--crl", before, expect=0)
+    s.api.post(f"/licenses/{lic['id']}/revoke", expect=200)
+    s.api.post(f"/licenses/{rotated['id']}/rotate-key", expect=200)
+    after = box.write("after.crl", crl(s))
+    assert "revoked on" in verify(f, "--jwks", box.jwks, "--crl", after, expect=4).stderr
+    verify(g, "--jwks", box.jwks, "--crl", after, expect=4)
+    verify(h, "--jwks", box.jwks, "--crl", after, expect=0)
+    verify(box.write("g2", file_of(s, rotated)), "--jwks", box.jwks, "--crl", after, expect=0)  # the next serial
+    r = verify(h, "--jwks", box.jwks, "--crl", after, "--at", time.strftime("%Y-%m-%d", time.gmtime(time.time() + 5 * 86400)), expect=0)
+    assert "newer revocation list is due" in r.stderr
+    # a list that is not the vendor's proves nothing
+    _, ven2 = second_vendor(s, f"lists{s.n}")
+    foreign = box.write("foreign.crl", crl(s, f"/api/v1/vendors/{ven2['slug']}/crl"))
+    verify(h, "--jwks", box.jwks, "--crl", foreign, expect=1)
+    verify(h, "--jwks", box.jwks, "--crl", box.write("cut.crl", crl(s)[:-9]), expect=1)
+    verify(h, "--jwks", box.jwks, "--crl", h, expect=1)
+
+
+def test_forged_files_are_not_believed(s, make, box):
+    lic = make(expires_at="2090-01-01")
+    text = file_of(s, lic)
+    head, payload, sig = text.split(".")
+    header, claims = json.loads(unb64(head)), json.loads(unb64(payload))
+    pub = unb64(next(k["x"] for k in jwks(s)["keys"] if k["kid"] == header["kid"]))
+    mine = SigningKey.generate()
+
+    def build(h, c, sign=lambda data: mine.sign(data).signature):
+        h = b64(h if isinstance(h, bytes) else json.dumps(h).encode())
+        c = b64(c if isinstance(c, bytes) else json.dumps(c).encode())
+        return f"{h}.{c}.{b64(sign(f'{h}.{c}'.encode()))}"
+
+    my_x = b64(mine.verify_key.encode())
+    jwk = {"kty": "OKP", "crv": "Ed25519", "x": my_x, "kid": header["kid"]}
+    forged = {
+        "alg none": f"{b64(json.dumps({**header, 'alg': 'none'}).encode())}.{payload}.",
+        "alg none, signature kept": f"{b64(json.dumps({**header, 'alg': 'none'}).encode())}.{payload}.{sig}",
+        "HS256 under the public key": build({**header, "alg": "HS256"}, claims, lambda d: hmac.new(pub, d, "sha256").digest()),
+        "another key": build(header, claims),
+        "another kid": build({**header, "kid": "0" * 16}, claims),
+        "no kid": build({k: v for k, v in header.items() if k != "kid"}, claims),
+        "embedded jwk": build({**header, "jwk": jwk}, claims),
+        "jku": build({**header, "jku": "http://127.0.0.1/jwks.json"}, claims),
+        "crit": build({**header, "crit": ["exp"], "exp": 1}, claims),
+        "kid a path": build({**header, "kid": "../../dev/null"}, claims),
+        "kid twice": build(json.dumps(header).replace("{", '{"kid":"x",', 1).encode(), claims),
+        "altered claims": f"{head}.{b64(json.dumps({**claims, 'expires_at': None}).encode())}.{sig}",
+        "trailing bytes": text + "A", "trailing dot": text + ".", "trailing blank": text + " ", "two line ends": text + "\n\n", "leading blank": " " + text,
+        "padding": f"{head}.{payload}=.{sig}", "short signature": text[:-3], "no signature": f"{head}.{payload}.", "two parts": f"{head}.{payload}",
+        "not canonical": text[:-1] + ("B" if text[-1] != "B" else "C"),
+        "standard base64": text.replace("-", "+").replace("_", "/") + "+",
+        "a NUL": text.replace(".", ".\0", 1), "empty": "", "dots": "..", "huge": "A" * (2 << 20), "binary": os.urandom(3000),
+        "a JWS in JSON": json.dumps({"protected": head, "payload": payload, "signature": sig}),
+        "a list as a license": crl(s),
+    }
+    for name, t in forged.items():
+        r = verify(box.write("f.jws", t), "--jwks", box.jwks)
+        assert r.returncode == 1, (name, r)
+        assert lic["name"] not in r.stdout, name
+        assert json.loads(verify(box.write("f.jws", t), "--jwks", box.jwks, "--json").stdout)["claims"] is None
+    verify(box.write("f.jws", text), "--jwks", box.write("mine.json", json.dumps({"keys": [{**jwk}]})), expect=1)
+
+
+def test_signed_but_of_no_known_form(box):
+    """A right signature is not enough: what is concluded from must be there, once, and of the form that is known."""
+    mine = SigningKey.generate()
+    x = mine.verify_key.encode()
+    kid = hashlib.sha256(x).hexdigest()[:16]
+    keys = box.write("own.json", json.dumps({"keys": [{"kty": "RSA", "kid": "r", "n": "AQ", "e": "AQAB"},
+                                                      {"kty": "OKP", "crv": "Ed25519", "x": b64(x), "kid": kid}]}))
+    good = {"version": 1, "iat": 1700000000, "sub": "lic_1", "license_id": "lic_1", "serial": 1, "status": "active", "starts_at": None, "expires_at": None,
+            "grace_days": 0, "vendor": {"id": "ven_1"}}
+
+    def build(c, typ="pullgate-license+jws"):
+        h = b64(json.dumps({"alg": "EdDSA", "kid": kid, "typ": typ}).encode())
+        c = b64(c if isinstance(c, bytes) else json.dumps(c).encode())
+        return box.write("own.jws", f"{h}.{c}.{b64(mine.sign(f'{h}.{c}'.encode()).signature)}")
+
+    verify(build(good), "--jwks", keys, expect=0)
+    bad = [{**good, "version": 2}, {**good, "status": "gold"}, {**good, "expires_at": "never"}, {**good, "expires_at": 5}, {**good, "serial": 0},
+           {**good, "sub": "lic_2"}, {**good, "grace_days": -1}, {**good, "grace_days": 1e9}, {**good, "iat": "x"}, {**good, "vendor": {}},
+           {k: v for k, v in good.items() if k != "expires_at"}, [], "x", 1, None, {}]
+    raw = [b"", b"{", b"not json", json.dumps(good).encode() + b"x", json.dumps(good).replace("{", '{"expires_at":null,', 1).encode(),
+           b"[" * 100 + b"]" * 100, b'{"a":"\xff"}', b'{"a":' + b"[" * 40 + b"]" * 40 + b"}"]
+    for c in bad + raw:
+        assert verify(build(c), "--jwks", keys).returncode == 1, c
+    for typ in ("pullgate-crl+jws", "JWT", "", "pullgate-license+jws "):
+        assert verify(build(good, typ), "--jwks", keys).returncode == 1, typ
+    two = {"kty": "OKP", "crv": "Ed25519", "x": b64(x), "kid": kid}
+    for doc in ({"keys": [two, two]}, {"keys": []}, {}, [], {"keys": [{**two, "x": "AA"}]}, {"keys": [{**two, "kid": "k" * 99}]}):
+        verify(build(good), "--jwks", box.write("bad.json", json.dumps(doc)), expect=2)
+
+
+# ---- bundles ---------------------------------------------------------------------------------------------------------------
+
+
+def bundle(s, lic, directory, *args, expect=0):
+    tok = s.dir / "bundle-token"
+    tok.write_text(s.token)
+    r = subprocess.run([BIN / "pullgate", "--url", s.admin_base, "--token-file", tok, "bundle", lic["id"], "-o", directory, "--registry", s.base, *args],
+                       capture_output=True, text=True, timeout=120)
+    assert "Sanitizer" not in r.stderr, r.stderr
+    assert r.returncode == expect, (r.returncode, r.stdout, r.stderr)
+    return r
+
+
+def layout(directory):
+    """Every blob has the digest it is named after; everything reachable is there. -> refs, digests."""
+    index = json.loads((directory / "index.json").read_text())
+    assert json.loads((directory / "oci-layout").read_text()) == {"imageLayoutVersion": "1.0.0"}
+    have = {}
+    for f in (directory / "blobs").glob("*/*"):
+        have[f"{f.parent.name}:{f.name}"] = data = f.read_bytes()
+        assert hashlib.new(f.parent.name, data).hexdigest() == f.name
+    seen = set()
+
+    def walk(d):
+        assert len(have[d["digest"]]) == d["size"]
+        seen.add(d["digest"])
+        if "manifest" in d["mediaType"] or "index" in d["mediaType"]:
+            doc = json.loads(have[d["digest"]])
+            for child in doc.get("manifests", []) + doc.get("layers", []) + ([doc["config"]] if "config" in doc else []):
+                walk(child)
+    for d in index["manifests"]:
+        walk(d)
+    assert seen == set(have)
+    return {d["annotations"]["org.opencontainers.image.ref.name"]: d for d in index["manifests"] if "annotations" in d}, seen
+
+
+def credentials_of(s):
+    return rows_of(s, "SELECT count(*), sum(revoked_at=0) FROM credentials WHERE name LIKE 'bundle %'")[0]
+
+
+def test_lic_2_17_a_bundle_holds_exactly_what_is_granted(s, make, tmp_path):
+    s.api.post(f"/applications/{s.app['id']}/sync", expect=200)
+    lic = make(grants=[{"selector": "exact", "value": "1.0.0"}, {"selector": "exact", "value": "1.1.0"}])
+    out = tmp_path / "bundle"
+    bundle(s, lic, out)
+    refs, digests = layout(out)
+    assert set(refs) == {"shop/api:1.0.0", "1.0.0", "shop/api:1.1.0", "1.1.0", "license"}
+    assert refs["1.0.0"]["digest"] == s.index["digest"] and refs["1.1.0"]["digest"] == s.second["digest"]
+    for child in s.index["children"]:
+        assert {child["digest"], child["config"], *child["layers"]} <= digests
+    text = (out / "license.jws").read_text()
+    assert text == file_of(s, lic)
+    verify(out / "license.jws", "--jwks", out / "jwks.json", "--crl", out / "crl.jws", expect=0)
+    assert credentials_of(s)[1] == 0  # what was made for it is revoked
+    if shutil.which("skopeo"):
+        run = lambda *a: subprocess.run(["skopeo", *a], check=True, capture_output=True, text=True).stdout
+        run("copy", "--all", "--preserve-digests", f"oci:{out}:1.0.0", f"dir:{tmp_path}/copied")
+        assert hashlib.sha256((tmp_path / "copied/manifest.json").read_bytes()).hexdigest() == s.index["digest"][7:]
+        assert json.loads(run("inspect", f"oci:{out}:shop/api:1.1.0"))["Digest"] == s.second["digest"]
+    # again: nothing is fetched twice; what was damaged or left half is made whole; what is granted no more goes
+    assert json.loads(bundle(s, lic, out, "--json").stdout)["blobs_fetched"] == 0
+    blobs = sorted((out / "blobs/sha256").iterdir(), key=lambda f: f.stat().st_size)
+    blobs[-1].write_bytes(b"x" * blobs[-1].stat().st_size)
+    (out / "blobs/sha256/.half.part").write_bytes(b"x")
+    (out / "index.json").unlink()
+    assert json.loads(bundle(s, lic, out, "--json").stdout)["blobs_fetched"] == 1
+    layout(out)
+    g = next(g for g in s.api.get(f"/licenses/{lic['id']}")["grants"] if g["value"] == "1.1.0")
+    s.api("DELETE", f"/licenses/{lic['id']}/grants/{g['id']}", {"reason": "swapped"}, 204)
+    s.wait_status("/v2/shop/api/manifests/1.1.0", ("x", lic["key"]), 403)
+    bundle(s, lic, out)
+    refs, digests = layout(out)
+    assert "1.1.0" not in refs and s.second["digest"] not in digests
+
+
+def test_a_bundle_of_one_platform_and_with_the_key(s, make, tmp_path):
+    lic = make(grants=[{"selector": "exact", "value": "1.0.0"}])
+    key = tmp_path / "key"
+    key.write_text(lic["key"] + "\n")
+    before = credentials_of(s)
+    s.wait_status("/v2/shop/api/manifests/1.0.0", ("x", lic["key"]), 200)
+    bundle(s, lic, tmp_path / "b", "--platform", "linux/arm64", "--username", "globex", "--password-file", key)
+    assert credentials_of(s) == before
+    amd, arm = s.index["children"]
+    have = {f.name for f in (tmp_path / "b/blobs/sha256").iterdir()}
+    assert arm["digest"][7:] in have and amd["digest"][7:] not in have and s.index["digest"][7:] in have
+    # nothing of somebody else's is written to
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/file").write_text("x")
+    bundle(s, lic, tmp_path / "mine", expect=2)
+    other = make()
+    bundle(s, other, tmp_path / "b", expect=2)
+    assert os.listdir(tmp_path / "mine") == ["file"]
+    # refused by the gate: no index, and the credential is gone
+    s.api.post(f"/licenses/{lic['id']}/suspend", expect=200)
+    s.wait_status("/v2/shop/api/manifests/1.0.0", ("x", lic["key"]), 403)
+    wrong = tmp_path / "wrong"
+    wrong.write_text("pgc_nobody")
+    bundle(s, other, tmp_path / "c", "--username", "globex", "--password-file", wrong, expect=3)
+    assert not (tmp_path / "c/index.json").exists() and credentials_of(s)[1] == 0
+
+
+def test_a_bundle_brings_signatures_and_charts(s, tmp_path):
+    img = s.registry.push_image("acme/signed", "3.0.0", [b"signed layer"])
+    sig = s.registry.push_image("acme/signed", img["digest"].replace(":", "-") + ".sig", [b"signature"])
+    sbom = b'{"spdx":1}'
+    layer = s.registry.push_blob("acme/signed", sbom)
+    empty = s.registry.push_blob("acme/signed", b"{}")
+    mt = "application/vnd.oci.image.manifest.v1+json"
+    doc = {"schemaVersion": 2, "mediaType": mt, "artifactType": "application/spdx+json",
+           "config": {"mediaType": "application/vnd.oci.empty.v1+json", "digest": empty, "size": 2},
+           "layers": [{"mediaType": "application/spdx+json", "digest": layer, "size": len(sbom)}],
+           "subject": {"mediaType": mt, "digest": img["digest"], "size": img["size"]}}
+    data = json.dumps(doc).encode()
+    referrer = s.registry.push_manifest("acme/signed", None, data, mt)
+    s.registry.push_manifest("acme/signed", img["digest"].replace(":", "-"), {
+        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": [{"mediaType": mt, "digest": referrer, "size": len(data), "artifactType": "application/spdx+json"}]}, "application/vnd.oci.image.index.v1+json")
+    chart_config = b'{"name":"chart","version":"3.0.0","apiVersion":"v2"}'
+    chart_layer = os.urandom(500)
+    chart = {"schemaVersion": 2, "mediaType": mt,
+             "config": {"mediaType": "application/vnd.cncf.helm.config.v1+json", "digest": s.registry.push_blob("acme/chart", chart_config), "size": len(chart_config)},
+             "layers": [{"mediaType": "application/vnd.cncf.helm.chart.content.v1.tar+gzip", "digest": s.registry.push_blob("acme/chart", chart_layer), "size": 500}]}
+    chart_digest = s.registry.push_manifest("acme/chart", "3.0.0", chart, mt)
+    app = s.add_application("signed", [("signed/api", "acme/signed", "image"), ("signed/chart", "acme/chart", "chart")], s.up["id"])
+    s.api.post(f"/applications/{app['id']}/sync", expect=200)
+    lic = s.add_license(s.cus["id"], app["id"], [{"selector": "exact", "value": "3.0.0"}], name=f"Signed {s.n}")
+    out = tmp_path / "b"
+    bundle(s, lic, out)
+    refs, digests = layout(out)
+    assert set(refs) == {"signed/api:3.0.0", "signed/chart:3.0.0", "license", img["digest"].replace(":", "-") + ".sig"}  # the tag alone would be ambiguous
+    assert {img["digest"], sig["digest"], referrer, layer, chart_digest, chart["layers"][0]["digest"]} <= digests
+    listed = [d for d in json.loads((out / "index.json").read_text())["manifests"] if d["digest"] == referrer]
+    assert len(listed) == 1 and listed[0]["artifactType"] == "application/spdx+json"
+    if shutil.which("skopeo"):
+        subprocess.run(["skopeo", "copy", f"oci:{out}:signed/chart:3.0.0", f"dir:{tmp_path}/chart"], check=True, capture_output=True)
+        assert hashlib.sha256((tmp_path / "chart/manifest.json").read_bytes()).hexdigest() == chart_digest[7:]
