@@ -44,7 +44,7 @@ static size_t plural(struct str one, char ret[SCOPE_MAX])
 {
     bool is_same = str_eq(one, S("audit")) || str_ends(one, S("s"));
     int n = is_same ? snprintf(ret, SCOPE_MAX, "%.*s", STR(one))
-            : str_ends(one, S("y")) ? snprintf(ret, SCOPE_MAX, "%.*sies", STR(str_sub(one, 0, one.n - 1)))
+            : str_ends(one, S("y")) && !str_ends(one, S("ey")) ? snprintf(ret, SCOPE_MAX, "%.*sies", STR(str_sub(one, 0, one.n - 1)))
                                     : snprintf(ret, SCOPE_MAX, "%.*ss", STR(one));
     return n > 0 && n < SCOPE_MAX ? (size_t)n : 0;
 }

@@ -166,6 +166,7 @@ static const struct route ROUTES[] = {
     {.method = HEAD_GET, .path = "/explain", .role = ROLE_SUPPORT, .action = "explain"},
     {.method = HEAD_GET, .path = "/me", .role = ROLE_VIEWER, .action = "self.get"},
     {.method = HEAD_GET, .path = "/portal", .role = ROLE_CUSTOMER, .action = "portal.license.list"},
+    {.method = HEAD_GET, .path = "/keys", .role = ROLE_VIEWER, .action = "signing_key.list"},
     {.method = HEAD_GET, .path = "/openapi", .role = ROLE_NONE, .action = "openapi.get"},
     {.path = NULL},
 };
@@ -173,18 +174,18 @@ static const struct route *const TABLES[] = {ROUTES, NULL};
 
 static void test_scopes(void **state)
 {
-    static const char *const want[] = {"licenses:read", "licenses:write", "repositories:write", "audit:read", "explain", NULL, NULL, NULL};
+    static const char *const want[] = {"licenses:read", "licenses:write", "repositories:write", "audit:read", "explain", NULL, NULL, "signing_keys:read", NULL};
     char scope[SCOPE_MAX];
     (void)state;
-    for (size_t i = 0; i < 8; i++) {
+    for (size_t i = 0; i < 9; i++) {
         assert_int_equal(scope_of_route(&ROUTES[i], scope), want[i] != NULL);
         if (want[i])
             assert_string_equal(scope, want[i]);
         assert_true(scopes_allow(S(""), &ROUTES[i]));
     }
     struct str have = S("licenses:write audit:read");
-    static const bool allowed[] = {true, true, false, true, false, true, false, true};
-    for (size_t i = 0; i < 8; i++)
+    static const bool allowed[] = {true, true, false, true, false, true, false, false, true};
+    for (size_t i = 0; i < 9; i++)
         assert_int_equal(scopes_allow(have, &ROUTES[i]), allowed[i]);
     assert_true(scope_exists(S("licenses:read"), TABLES));
     assert_true(scope_exists(S("repositories:write"), TABLES));
