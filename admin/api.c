@@ -11,6 +11,9 @@
 #include "pullgate/oci.h"
 #include "pullgate/seal.h"
 
+#undef api_fail /* see api.h */
+#undef api_not_found
+
 #define API_STRING_MAX   200                /* characters, where a schema says nothing */
 #define API_LIST_MAX     100                /* items, where a schema says nothing */
 #define API_INT_MAX      ((int64_t)1 << 53) /* what every JSON reader keeps exact */

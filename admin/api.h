@@ -171,6 +171,10 @@ enum err api_fail(struct api *rq, enum err e, const char *code, const char *fiel
 /* A failure of the store needs no api_fail(): a handler passes &rq->error to the store and returns what came. ERR_CONFLICT then
  * becomes a 409 that names the column of the unique constraint, ERR_UNAVAILABLE and ERR_INTERNAL answers without detail. */
 enum err api_not_found(struct api *rq, const char *what);
+#ifdef PULLGATE_ANALYSE /* as error_set() */
+#define api_fail(rq, e, ...) (api_fail((rq), (e), __VA_ARGS__), err_same(e))
+#define api_not_found(rq, what) (api_not_found((rq), (what)), err_same(ERR_NOT_FOUND))
+#endif
 /* Compare If-Match with the object's etag (rev): ERR_PRECONDITION when sent and different. Sets rq->etag. */
 enum err api_check_etag(struct api *rq, int64_t rev) MUST_USE;
 
