@@ -8,6 +8,8 @@
 #include "pullgate/mem.h"
 #include "tags.h"
 
+#define EXCLUDED_MAX 100 /* versions taken out of one grant */
+
 /* ---- schemas ----------------------------------------------------------------------------------------------------------- */
 
 const struct field GRANT_FIELDS[] = {
@@ -21,6 +23,7 @@ const struct field GRANT_FIELDS[] = {
     {.name = "repositories", .type = FIELD_STRINGS, .about = "none: all of the application's"},
     {.name = "note", .type = FIELD_STRING, .flags = FIELD_EMPTY},
     {.name = "created_at", .type = FIELD_TIME},
+    {.name = "excluded", .type = FIELD_STRINGS, .about = "versions taken out of what it selects"},
     {.name = NULL},
 };
 const struct field GRANT_IN_FIELDS[] = {
@@ -45,6 +48,12 @@ static const struct field GRANT_REMOVE_FIELDS[] = {
     {.name = NULL},
 };
 static const struct schema GRANT_REMOVE = {"GrantRemove", GRANT_REMOVE_FIELDS};
+static const struct field VERSION_REMOVE_FIELDS[] = {
+    {.name = "version", .type = FIELD_STRING, .flags = FIELD_REQUIRED, .max = 128},
+    {.name = "reason", .type = FIELD_STRING, .flags = FIELD_REQUIRED, .max = 500},
+    {.name = NULL},
+};
+static const struct schema VERSION_REMOVE = {"GrantVersionRemove", VERSION_REMOVE_FIELDS};
 
 /* ---- into the store ------------------------------------------------------------------------------------------------------ */
 
@@ -288,6 +297,52 @@ static enum err grant_remove(struct api *rq)
     return err;
 }
 
+/* One version out of a grant of many. Another grant that names it grants it still, or again. */
+static enum err grant_remove_version(struct api *rq)
+{
+    struct license_row r = {0};
+    struct error error = {0};
+    struct strbuf text = {0};
+    struct str version = jv_get_str(rq->in, "version");
+    enum err err = license_for_action(rq, LIFECYCLE_GRANTS, &r);
+    const struct jv *grant = err ? NULL : grant_find(rq->before, rq->params[1]);
+    struct jv *excluded = jv_copy(jv_get(grant, "excluded"));
+    struct str selector = jv_get_str(grant, "selector");
+    if (!err && !grant)
+        err = api_not_found(rq, "grant");
+    if (!err && selector_check(SELECTOR_EXACT, version, &error))
+        err = api_fail(rq, ERR_INVALID, "invalid_field", "version", "version: %s", error.text);
+    if (!err)
+        err = refuse_locked(rq, &r, "the version cannot be removed");
+    if (!err && (str_eq(selector, S("exact")) || str_eq(selector, S("digest"))))
+        err = api_fail(rq, ERR_CONFLICT, "single_grant", NULL, "the grant selects nothing else: remove the grant itself");
+    if (!err && jv_len(excluded) >= EXCLUDED_MAX)
+        err = api_fail(rq, ERR_CONFLICT, "too_many_versions", NULL, "at most %d versions are taken out of a grant: narrow it", EXCLUDED_MAX);
+    for (size_t i = 0; i < jv_len(excluded) && !err; i++)
+        if (str_eq(jv_str(jv_at(excluded, i)), version))
+            err = api_fail(rq, ERR_CONFLICT, "already_removed", "version", "version: was taken out of this grant before");
+    if (!err) {
+        jv_push(excluded, jv_string(version));
+        jv_dump(excluded, &text);
+        err = store_exec(rq->store, NULL, &rq->error, "UPDATE grants SET excluded=? WHERE id=?", "ss", sb_str(&text), rq->params[1]);
+    }
+    if (!err)
+        err = license_touch(rq, &r);
+    if (!err) {
+        struct jv *data = jv_object();
+        jv_set_str(data, "grant_id", rq->params[1]);
+        jv_set_str(data, "version", version);
+        err = license_finish(rq, &r,
+                             &(struct license_change){
+                                 .event = "license.version_removed", .to = r.status, .reason = jv_get_str(rq->in, "reason"), .data = data});
+        jv_free(data);
+    }
+    jv_free(excluded);
+    sb_free(&text);
+    license_row_free(&r);
+    return err;
+}
+
 /* ---- all of them at once ------------------------------------------------------------------------------------------------- */
 
 static int64_t time_of(struct api *rq, const struct jv *in, const char *name, bool is_end)
@@ -345,5 +400,7 @@ const struct route GRANT_ROUTES[] = {
      "license.update_grant", "Change a grant's window, repositories or note"},
     {HEAD_DELETE, LIC "/{id}/grants/{grant_id}", grant_remove, ROLE_LICENSES, 0, &GRANT_REMOVE, NULL, REASON_PARAMS,
      "license.remove_grant", "Remove a grant"},
+    {HEAD_POST, LIC "/{id}/grants/{grant_id}/remove-version", grant_remove_version, ROLE_LICENSES, ROUTE_ACTION, &VERSION_REMOVE,
+     &LICENSE_ANSWER, NULL, "license.remove_version", "Take one version out of a grant of many"},
     {.path = NULL},
 };

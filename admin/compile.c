@@ -148,7 +148,7 @@ static enum err grants_add(struct store *s, struct str license_id, struct strbuf
     struct store_stmt *st;
     bool row;
     enum err e = store_query(s, &st, reterr,
-                             "SELECT id, selector, value, include_prerelease, not_before, not_after, created_at, on_move, repositories"
+                             "SELECT id, selector, value, include_prerelease, not_before, not_after, created_at, on_move, repositories, excluded"
                              " FROM grants WHERE license_id=? ORDER BY created_at, id",
                              "s", license_id);
     if (e)
@@ -169,6 +169,8 @@ static enum err grants_add(struct store *s, struct str license_id, struct strbuf
         str_add(b, "on_move", store_col_str(st, 7));
         raw_add(b, "repositories", store_col_str(st, 8), "[]");
         e = pins_add(s, store_col_str(st, 0), b, reterr);
+        if (!str_eq(store_col_str(st, 9), S("[]")))
+            raw_add(b, "excluded", store_col_str(st, 9), "[]");
         sb_add_char(b, '}');
         if (e)
             break;

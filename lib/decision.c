@@ -118,7 +118,7 @@ static bool selects(const struct grant *g, struct str repository, struct view *v
 
     if (g->selector == SELECTOR_DIGEST) /* the content itself, whatever tag it stands or stood under */
         return digest_is_set(&c->digest) && digest_eq(&c->digest, &g->digest);
-    if (c->version.n == 0)
+    if (c->version.n == 0 || names_contain(g->excluded, g->n_excluded, c->version))
         return false;
     switch (g->selector) {
     case SELECTOR_EXACT:

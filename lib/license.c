@@ -552,6 +552,8 @@ static bool grant_read(struct owned *o, const struct jv *v, struct grant *ret, s
     for (size_t i = 0; i < ret->n_pins; i++)
         if (!pin_read(o, jv_at(pins, i), &ret->pins[i], reterr))
             return false;
+    if (jv_get(v, "excluded")) /* left out where there is none */
+        form_strs(&f, "excluded", &ret->excluded, &ret->n_excluded);
     if (f.bad)
         return false;
 

@@ -84,6 +84,8 @@ struct grant {
     size_t n_repositories;
     struct grant_pin *pins;
     size_t n_pins;
+    struct str *excluded; /* versions taken out of what the selector matches; not of a grant by digest */
+    size_t n_excluded;
 };
 
 struct cidr {

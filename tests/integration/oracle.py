@@ -162,7 +162,7 @@ def _selects(grant, query, candidate, version_text):
     kind, value = grant["selector"], grant["value"]
     if kind == "digest":
         return candidate["digest"] == value
-    if version_text is None:
+    if version_text is None or version_text in grant.get("excluded", ()):
         return False
     if kind == "exact":
         matched = version_text == value

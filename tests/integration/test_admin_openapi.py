@@ -306,6 +306,8 @@ def walk(w):
     call("license.instances", url + "/instances")
     g = call("license.add_grant", url + "/grants", {"selector": "exact", "value": "1.0.0", "on_move": "pin"})["grants"][-1]
     call("license.update_grant", f"{url}/grants/{g['id']}", {"note": "n"})
+    wide = call("license.add_grant", url + "/grants", {"selector": "range", "value": "^3"})["grants"][-1]
+    call("license.remove_version", f"{url}/grants/{wide['id']}/remove-version", {"version": "3.0.0", "reason": "n"})
     walk_sales(call, app, cus)
     d = call("explain", "/explain?customer=walked&repository=walk/api&reference=1.0.0&client=127.0.0.1")
     assert d["decision"] == "allow" and d["considered"][0]["license_id"] == lic["id"] and d["digest"] == v["artifacts"][0]["digest"]

@@ -379,10 +379,9 @@ def test_lic_1_26_reset_ends_every_registration(w):
     w.pull(lic, auth=bound)
     wait_for("an installation", lambda: w.api.get(f"/licenses/{lic['id']}/instances")["items"])
     d = w.act(lic, "reset", {"reason": "sold on"})
-    assert d["key"] != lic["key"]
+    assert d["key"] != lic["key"] and w.api.get(f"/licenses/{lic['id']}/instances")["items"] == []
     w.pull(lic, auth=bound, status=401)
     w.pull(lic, auth=("license", lic["key"]), status=401)
-    assert w.api.get(f"/licenses/{lic['id']}/instances")["items"] == []
     w.pull(lic, auth=("license", d["key"]))
     w.pull(lic)  # the customer's own credential is not bound to it
     assert w.history(lic)[0]["event"] == "license.reset"
@@ -583,6 +582,31 @@ def test_lic_3_8_locked_grants(w):
     finally:
         w.api("PATCH", f"/vendors/{v['id']}", {"grants_irrevocable": False}, 200)
     assert w.get(lic)["grants_locked"] is False
+
+
+def test_lic_3_8_one_version_out_of_a_wide_grant(w):
+    lic = w.license(grants=[{"selector": "range", "value": "^1.4"}])
+    url = f"/licenses/{lic['id']}/grants/{lic['grants'][0]['id']}/remove-version"
+    digest = w.pull(lic, "1.4.1").headers["Docker-Content-Digest"]
+    wait_for("the pull in the log", lambda: w.api.get(f"/pulls?license={lic['id']}")["items"])
+    d = w.api("POST", url + "?dry_run=1", {"version": "1.4.1", "reason": "CVE-2026-2"}, 200).json()
+    assert d["effect"] == {"gained": [], "lost": [{"repository": "shop/api", "tag": "1.4.1"}], "truncated": False} and [p["tag"] for p in d["last_pulls"]] == ["1.4.1"]
+    problem(w.api("POST", url, {"version": "1.4.1"}), 400, "missing_field", "reason")
+    problem(w.api("POST", url, {"version": "a b", "reason": "x"}), 400, "invalid_field", "version")
+    d = w.api("POST", url, {"version": "1.4.1", "reason": "CVE-2026-2"}, 200).json()
+    assert d["grants"][0]["excluded"] == ["1.4.1"]
+    w.denied(lic, "version_not_granted", "1.4.1")
+    w.denied(lic, "not_in_closure", digest)
+    w.pull(lic, "1.4.2")
+    assert sorted(w.s.get("/v2/shop/api/tags/list", lic["auth"]).json()["tags"]) == ["1.4.0", "1.4.2", "1.5.0"]
+    assert w.api.get(f"/explain?customer={lic['customer']['slug']}&repository=shop/api&reference=1.4.1")["reason"] == "version_not_granted"
+    problem(w.api("POST", url, {"version": "1.4.1", "reason": "x"}), 409, "already_removed")
+    assert w.history(lic)[0]["event"] == "license.version_removed" and w.history(lic)[0]["reason"] == "CVE-2026-2"
+    d = w.act(lic, "grants", {"selector": "exact", "value": "1.4.1"})  # granted again, by itself
+    w.pull(lic, "1.4.1")
+    problem(w.api("POST", f"/licenses/{lic['id']}/grants/{d['grants'][1]['id']}/remove-version", {"version": "1.4.1", "reason": "x"}), 409, "single_grant")
+    w.api("PATCH", f"/licenses/{lic['id']}", {"grants_locked": True}, 200)
+    problem(w.api("POST", url, {"version": "1.4.2", "reason": "x"}), 409, "grants_locked")
 
 
 def test_lic_3_9_several_licenses_are_a_union(w):

@@ -159,7 +159,12 @@ class Dice:
             tags = [c["tag"] for c in query["candidates"]] or ["1.2.3"]
             for tag in {self.one(tags) for _ in range(self.one((1, 2)))}:
                 pins.append({"repository": query["repository"] if self.chance(0.8) else self.one(REPOSITORIES), "tag": tag, "digest": self.one(DIGESTS)})
+        taken = {}
+        if self.chance(0.1):
+            named = [oracle.version_of(query["tag_template"], c["tag"]) for c in query["candidates"]]
+            taken = {"excluded": [self.one([v for v in named if v] or ["1.2.3"]) for _ in range(self.one((1, 2)))]}
         return {
+            **taken,
             "id": f"gra_{i}",
             "selector": selector,
             "value": value,

@@ -31,6 +31,7 @@ struct g {
     const char *pin_tag;    /* pins this tag of R */
     const char *pin_repository; /* instead of R */
     int pin_digest;
+    const char *excluded; /* takes this version out */
 };
 struct l {
     enum license_status status;
@@ -109,6 +110,13 @@ static const struct row rows[] = {
     {"glob", {{ACT, .grants = {{.selector = SELECTOR_GLOB, .value = "2024.*-lts"}}}}, {V("2024.1-lts")}, REASON_GRANTED},
     {"glob other", {{ACT, .grants = {{.selector = SELECTOR_GLOB, .value = "2024.*-lts"}}}}, {V("2024.1")}, REASON_VERSION_NOT_GRANTED},
     {"channel", {{ACT, .grants = {{.selector = SELECTOR_CHANNEL, .value = "stable"}}}}, {{.tag = "1", .channel = "stable"}}, REASON_GRANTED},
+    {"range without one version", {{ACT, .grants = {{.selector = SELECTOR_RANGE, .value = "^1.4", .excluded = "1.9.0"}}}}, {V("1.9.0")}, REASON_VERSION_NOT_GRANTED},
+    {"and the others of it", {{ACT, .grants = {{.selector = SELECTOR_RANGE, .value = "^1.4", .excluded = "1.9.0"}}}}, {V("1.9.1")}, REASON_GRANTED},
+    {"all without one version", {{ACT, .grants = {{.selector = SELECTOR_ALL, .excluded = "1.9.0"}}}}, {V("1.9.0")}, REASON_VERSION_NOT_GRANTED},
+    {"taken out by version, not by tag", {{ACT, .grants = {{.selector = SELECTOR_ALL, .excluded = "1.9.0"}}}}, {{.tag = "v1.9.0-x", .version = "1.9.0"}},
+     REASON_VERSION_NOT_GRANTED},
+    {"of one grant, granted by another", {{ACT, .grants = {{.selector = SELECTOR_ALL, .excluded = "1.9.0"}, RANGE("^1.9")}}}, {V("1.9.0")}, REASON_GRANTED},
+    {"a digest is granted as content", {{ACT, .grants = {{.selector = SELECTOR_DIGEST, .digest = 1, .excluded = "1"}}}}, {{.tag = "1", .digest = 1}}, REASON_GRANTED},
     {"channel other", {{ACT, .grants = {{.selector = SELECTOR_CHANNEL, .value = "stable"}}}}, {{.tag = "1", .channel = "beta"}}, REASON_VERSION_NOT_GRANTED},
     {"no channel", {{ACT, .grants = {{.selector = SELECTOR_CHANNEL, .value = "stable"}}}}, {{.tag = "stable"}}, REASON_VERSION_NOT_GRANTED},
     {"no channel, and none asked", {{ACT, .grants = {{.selector = SELECTOR_CHANNEL, .value = ""}}}}, {V("1")}, REASON_VERSION_NOT_GRANTED},
@@ -331,6 +339,12 @@ static void grant_make(const struct g *from, struct grant *g, struct str *reposi
         pin->digest = (struct digest){DIGEST_SHA256, {(uint8_t)from->pin_digest}};
         g->pins = pin;
         g->n_pins = 1;
+    }
+    if (from->excluded) { /* no row has both: the pin's tag is its place */
+        assert_null(from->pin_tag);
+        pin->tag = str_c(from->excluded);
+        g->excluded = &pin->tag;
+        g->n_excluded = 1;
     }
 }
 
