@@ -245,8 +245,13 @@ static void keys_read(const char *directory, struct backup_key_files *ret)
         die(EXIT_FAILED, "%s holds no keys", directory);
 }
 
+struct made_before {
+    char *name;
+    uint64_t number; /* of those of one second */
+};
+
 /* One that target_name() makes: prefix, time, perhaps -number, suffix. */
-static bool name_scan(const char *text, struct str *ret_time, uint64_t *ret_number)
+static bool name_scan(const char *text, uint64_t *ret_number)
 {
     static const char form[] = NAME_TIME;
     struct str name = str_c(text);
@@ -258,26 +263,21 @@ static bool name_scan(const char *text, struct str *ret_time, uint64_t *ret_numb
     for (size_t i = 0; i < time.n; i++)
         if (form[i] >= '0' && form[i] <= '9' ? time.p[i] < '0' || time.p[i] > '9' : time.p[i] != form[i])
             return false;
-    *ret_time = time;
     *ret_number = 1;
     return rest.n == 0 || (rest.p[0] == '-' && str_to_u64(str_skip(rest, 1), ret_number));
 }
 
 static int by_age(const void *a, const void *b)
 {
-    struct str ta = {0}, tb = {0};
-    uint64_t na = 0, nb = 0;
-
-    (void)name_scan(*(char *const *)a, &ta, &na);
-    (void)name_scan(*(char *const *)b, &tb, &nb);
-    int order = memcmp(ta.p, tb.p, ta.n);
-    return order != 0 ? order : (na > nb) - (na < nb);
+    const struct made_before *x = a, *y = b;
+    int order = memcmp(x->name + strlen(NAME_PREFIX), y->name + strlen(NAME_PREFIX), strlen(NAME_TIME));
+    return order != 0 ? order : (x->number > y->number) - (x->number < y->number);
 }
 
 /* All but the newest; how many those were. */
 static unsigned prune(const char *directory, uint64_t keep)
 {
-    char **names = NULL;
+    struct made_before *list = NULL;
     size_t n = 0;
     unsigned removed = 0;
     DIR *d = opendir(directory);
@@ -286,21 +286,20 @@ static unsigned prune(const char *directory, uint64_t keep)
     if (d == NULL)
         die(EXIT_FAILED, "%s: %s", directory, strerror(errno));
     while ((entry = readdir(d)) != NULL) {
-        struct str time;
         uint64_t number;
-        if (!name_scan(entry->d_name, &time, &number))
+        if (!name_scan(entry->d_name, &number))
             continue;
-        names = mem_realloc(names, (n + 1) * sizeof *names);
-        names[n++] = mem_strdup(entry->d_name);
+        list = mem_realloc(list, (n + 1) * sizeof *list);
+        list[n++] = (struct made_before){mem_strdup(entry->d_name), number};
     }
     if (n > 0)
-        qsort(names, n, sizeof *names, by_age);
+        qsort(list, n, sizeof *list, by_age);
     for (size_t i = 0; i < n; i++) {
-        if (i + keep < n && unlinkat(dirfd(d), names[i], 0) == 0)
+        if (keep < n - i && unlinkat(dirfd(d), list[i].name, 0) == 0)
             removed++;
-        mem_free(names[i]);
+        mem_free(list[i].name);
     }
-    mem_free(names);
+    mem_free(list);
     closedir(d);
     return removed;
 }

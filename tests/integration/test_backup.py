@@ -293,11 +293,13 @@ def test_keep_keeps_the_newest_and_takes_nothing_else(one, tmp_path):
     left = {f.name for f in tmp_path.iterdir()}
     assert left >= {"pullgate-20260101T000000Z-3.backup", "pullgate-20260101T000000Z-10.backup", *alike}, left
     assert len(left) == 3 + len(alike), left
+    good("backup", tmp_path, "--keep", str(2**64 - 1), config=one.config_path)
+    assert len(list(tmp_path.iterdir())) == 4 + len(alike)
     for i in range(700):
         (tmp_path / f"pullgate-20250101T{i:06}Z.backup").touch()
     good("backup", tmp_path, "--keep", "600", config=one.config_path)
     left = sorted(f.name for f in tmp_path.iterdir() if f.name not in alike)
-    assert len(left) == 600 and left[0] == "pullgate-20250101T000104Z.backup", (len(left), left[0])
+    assert len(left) == 600 and left[0] == "pullgate-20250101T000105Z.backup", (len(left), left[0])
 
 
 @pytest.mark.once
