@@ -431,6 +431,15 @@ static enum err customer_delete(struct api *rq)
     if (!err)
         err = customer_revoke_credentials(rq, rq->params[0]);
     if (!err)
+        err = store_exec(rq->store, NULL, &rq->error,
+                         "UPDATE sessions SET revoked_at=? WHERE revoked_at=0 AND user_id IN (SELECT id FROM users WHERE customer_id=?)", "is", rq->now_s,
+                         rq->params[0]);
+    if (!err)
+        err = store_exec(rq->store, NULL, &rq->error,
+                         "UPDATE users SET removed_at=?, password_hash='', totp_sealed='', totp_enabled_at=0, invite_hash='', invite_expires_at=0, rev=rev+1"
+                         " WHERE customer_id=? AND removed_at=0",
+                         "is", rq->now_s, rq->params[0]);
+    if (!err)
         err = store_exec(rq->store, NULL, &rq->error, "UPDATE customers SET archived_at=?, rev=rev+1 WHERE id=?", "is", rq->now_s,
                          rq->params[0]);
     if (!err)
@@ -769,7 +778,7 @@ const struct route CUSTOMER_ROUTES[] = {
     {HEAD_GET, CUS "/{id}", customer_get, ROLE_VIEWER, 0, NULL, &CUSTOMER, NULL, "customer.get", "One customer"},
     {HEAD_PATCH, CUS "/{id}", customer_update, ROLE_LICENSES, 0, &CUSTOMER_UPDATE, &CUSTOMER, NULL, "customer.update", "Change a customer"},
     {HEAD_DELETE, CUS "/{id}", customer_delete, ROLE_LICENSES, 0, NULL, NULL, NULL, "customer.delete",
-     "Archive a customer without licenses; its credentials die"},
+     "Archive a customer without licenses; its credentials die, its people are removed"},
     {HEAD_GET, CUS "/{id}/credentials", credential_list, ROLE_VIEWER, ROUTE_LIST, NULL, &CREDENTIAL, NULL, "credential.list",
      "Credentials of a customer"},
     {HEAD_POST, CUS "/{id}/credentials", credential_create, ROLE_LICENSES, 0, &CREDENTIAL_CREATE, &CREDENTIAL, NULL, "credential.create",

@@ -211,9 +211,16 @@ static struct jv *security(const struct route *r)
 {
     struct jv *list = jv_array();
     if (r->role != ROLE_NONE) {
-        struct jv *s = jv_object();
-        jv_set(s, r->role >= ROLE_CUSTOMER ? "credential" : "token", jv_array());
-        jv_push(list, s);
+        for (int i = 0; i < 2; i++) {
+            struct jv *s = jv_object();
+            bool is_credential = i == 0 && r->role == ROLE_CUSTOMER; /* a customer's administrator is a person */
+            if (i == 0 && !is_credential && r->role >= ROLE_CUSTOMER) {
+                jv_free(s);
+                continue;
+            }
+            jv_set(s, i == 1 ? "session" : is_credential ? "credential" : "token", jv_array());
+            jv_push(list, s);
+        }
     }
     return list;
 }
@@ -306,6 +313,7 @@ void openapi_print(struct strbuf *ret)
     jv_set_c(info, "version", PULLGATE_VERSION);
     jv_set(reply, "Problem", problem_response());
     jv_set(schemes, "token", security_scheme("bearer", "a token of the admin API, pga_…, or the bootstrap token"));
+    jv_set(schemes, "session", security_scheme("bearer", "a person's session, pgs_…: POST /api/v1/sessions, or /portal/v1/sessions for a customer's"));
     jv_set(schemes, "credential", security_scheme("basic", "a customer's credential or license key"));
     jv_set(components, "schemas", schemas);
     jv_set(components, "responses", reply);

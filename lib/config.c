@@ -134,7 +134,7 @@ static const struct key keys[] = {
     CHOICE("admin.tls.min_version", admin.tls.min_version, "1.2", "1.2|1.3", RELOAD, "Oldest TLS version clients may speak."),
     TEXT("admin.public_url", T_URL, admin.public_url, "", "Address of the admin daemon as people reach it, for links."),
     TEXT("admin.bootstrap_token_file", T_PATH, admin.bootstrap_token_file, "",
-         "File with a token of at least 32 characters that is an owner's; empty: none."),
+         "File with a token of at least 32 characters that is the operator's; empty: none."),
     TEXT("admin.vendor_slug", T_SLUG, admin.vendor_slug, "default", "Slug of the first vendor, made at the first start."),
     TEXT("admin.vendor_name", T_STRING, admin.vendor_name, "Vendor", "Name of the first vendor."),
     TEXT("admin.time_zone", T_ZONE, admin.time_zone, "UTC",

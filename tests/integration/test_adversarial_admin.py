@@ -23,7 +23,7 @@ INSTEAD = {
 # id: (statuses, why they also are the right answer)
 ALSO = {
     "ADM-055": ([412], ""),
-    "POR-006": ([401, 404, 405], "there is no login yet: the portal is signed in by a credential"),
+    "POR-006": ([401, 404, 405], "signing in is POST /sessions, and what it gives is never taken from the request: test_lic_people.py; a page for it there is not"),
     "POR-014": ([404], "as POR-006"), "POR-016": ([404], "as POR-006"),
     "POR-012": ([200], ""),
 }
