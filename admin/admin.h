@@ -14,6 +14,8 @@ struct projector;
 struct events;
 struct sync;
 struct jobs;
+struct delivery;
+struct mail;
 struct http;
 struct reload;
 
@@ -31,6 +33,8 @@ struct admin {
     struct events *events;
     struct sync *sync;
     struct jobs *jobs;
+    struct delivery *delivery; /* as projector: told of commits */
+    struct mail *mail;
     struct http *http;
     struct reload *reload; /* NULL until the daemon serves */
 };

@@ -70,6 +70,7 @@ static const struct field EVENT_FIELDS[] = {
     {.name = "from_status", .type = FIELD_STRING, .flags = FIELD_EMPTY},
     {.name = "to_status", .type = FIELD_STRING, .flags = FIELD_EMPTY},
     {.name = "reason", .type = FIELD_STRING, .flags = FIELD_EMPTY},
+    {.name = "license", .type = FIELD_MAP, .flags = FIELD_NULL, .about = "as it was then: id, name, status, expires_at, …"},
     {.name = "data", .type = FIELD_MAP},
     {.name = NULL},
 };

@@ -14,6 +14,8 @@ extern const struct route USAGE_ROUTES[];       /* api_usage.c: usage and instal
 extern const struct route IMPORT_ROUTES[];      /* api_import.c: import, export */
 extern const struct route LOG_ROUTES[];         /* api_logs.c: pulls, audit, events */
 extern const struct route JOB_ROUTES[];         /* jobs.c: what the clock could not do */
+extern const struct route WEBHOOK_ROUTES[];     /* api_webhooks.c: webhooks, their deliveries */
+extern const struct route MAIL_ROUTES[];        /* api_mail.c: templates, the log of mails */
 extern const struct route EXPLAIN_ROUTES[];     /* explain.c */
 extern const struct route PLAN_ROUTES[];        /* api_plans.c */
 extern const struct route COUPON_ROUTES[];      /* api_coupons.c */

@@ -42,6 +42,7 @@ struct jv *eventlog_print(const struct store_stmt *st)
         struct str s = is_change ? jv_get_str(data, change[i]) : (struct str){NULL, 0};
         jv_set_str(v, change[i], s.p ? s : S(""));
     }
+    jv_set(v, "license", jv_type(jv_get(data, "license")) == JV_OBJECT ? jv_copy(jv_get(data, "license")) : jv_null());
     jv_set(v, "data", is_change ? jv_copy(jv_get(data, "change")) : jv_copy(data));
     jv_free(data);
     return v;

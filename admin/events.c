@@ -11,6 +11,7 @@
 
 #include "admin.h"
 #include "db.h"
+#include "eventlog.h"
 #include "licenses.h"
 #include "projector.h"
 #include "pullgate/cache.h"
@@ -215,6 +216,50 @@ static enum err used_store(struct store *s, struct str id, int64_t at_s, struct 
                       at_s, client, id, at_s);
 }
 
+/* How often the customer was denied for this reason in the last hour in which it was; 0: never before. */
+static enum err denials_before(struct store *s, struct str customer, struct str reason, int64_t hour, int64_t *ret, struct error *reterr)
+{
+    struct store_stmt *st = NULL;
+    bool row = false;
+    enum err e = store_query(s, &st, reterr, "SELECT count FROM pull_denials WHERE customer_id=? AND reason=? AND hour<? ORDER BY hour DESC LIMIT 1", "ssi",
+                             customer, reason, hour);
+    if (!e)
+        e = store_step(st, &row, reterr);
+    *ret = !e && row ? store_col_int(st, 0) : 0;
+    store_done(&st);
+    return e;
+}
+
+/* The event pull.denied: one an hour of a customer and reason, for a client may try all day; the others are counted. */
+static enum err denial_store(struct store *s, const struct jv *doc, int64_t at_ms, struct error *reterr)
+{
+    static const char *const members[] = {"reason", "repository", "reference", "tag", "client", "agent"};
+    struct str vendor = text_of(doc, "vendor_id"), customer = text_of(doc, "customer_id"), reason = text_of(doc, "reason");
+    int64_t hour = at_ms / 3600000, first = 0, before = 0;
+    if (!vendor.n || !customer.n)
+        return ERR_OK;
+    enum err e = store_exec(s, &first, reterr, "INSERT OR IGNORE INTO pull_denials (customer_id, reason, hour, count) VALUES (?,?,?,1)", "ssi", customer, reason, hour);
+    if (!e && !first)
+        return store_exec(s, NULL, reterr, "UPDATE pull_denials SET count=count+1 WHERE customer_id=? AND reason=? AND hour=?", "ssi", customer, reason, hour);
+    if (!e)
+        e = denials_before(s, customer, reason, hour, &before, reterr);
+    if (e)
+        return e;
+    struct jv *data = jv_object();
+    char *vendor_id = str_dup(vendor), *customer_id = str_dup(customer), *license_id = str_dup(text_of(doc, "license_id"));
+    for (size_t i = 0; i < sizeof members / sizeof *members; i++)
+        jv_set_str(data, members[i], text_of(doc, members[i]));
+    jv_set_str(data, "pull_id", text_of(doc, "id"));
+    jv_set_int(data, "denials_last_time", before);
+    const struct event_record event = {.vendor_id = vendor_id, .type = "pull.denied", .actor = "proxy", .customer_id = customer_id, .license_id = license_id, .data = data};
+    e = eventlog_put(s, &event, reterr);
+    mem_free(vendor_id);
+    mem_free(customer_id);
+    mem_free(license_id);
+    jv_free(data);
+    return e;
+}
+
 static enum err pull_store(struct admin *a, struct store *s, const struct jv *doc, int64_t at_ms, struct error *reterr)
 {
     int64_t changes = 0;
@@ -246,6 +291,8 @@ static enum err pull_store(struct admin *a, struct store *s, const struct jv *do
     }
     if (!e && changes && allowed && license.n)
         e = licenses_pulled(a, s, license, at_ms / 1000, reterr);
+    if (!e && changes && !allowed)
+        e = denial_store(s, doc, at_ms, reterr);
     return e;
 }
 

@@ -37,6 +37,8 @@
 
 struct http {
     struct admin *admin;
+    struct exchange *waiting; /* for another look, see exchange_wait() */
+    unsigned n_waiting;
     struct edge_shared *shared, *metrics_shared;
     struct edge *api, *metrics;
     struct edge_tls *tls;
@@ -58,6 +60,9 @@ struct exchange {
     enum err err;
     char *values[API_MAX_PARAMS];
     unsigned allowed; /* methods of the path, where the method was wrong */
+    struct timer *again;      /* a GET that waits for something to be found */
+    uint64_t again_until_ms;  /* 0: it did not begin to wait */
+    struct exchange *waiting; /* of http's list */
     bool has_encoding, is_portal, is_replay, is_beyond_limit;
     bool is_checked; /* by the thread that hashes */
     char *body;
@@ -83,6 +88,7 @@ static void exchange_free(struct exchange *ex)
     if (ex->answer.p)
         mem_cleanse(ex->answer.p, ex->answer.n);
     sb_free(&ex->answer);
+    timer_free(&ex->again);
     mem_free(ex);
 }
 
@@ -675,6 +681,7 @@ static enum err exchange_steps(struct exchange *ex)
 }
 
 static void exchange_finish(void *arg);
+static void exchange_wait(void *arg);
 
 static enum err exchange_run(struct store *s, void *arg, struct error *reterr)
 {
@@ -695,7 +702,7 @@ static void exchange_done(void *arg, enum err err)
         ex->err = err;
     if (ex->err)
         exchange_problem(ex);
-    loop_post(ex->rq.admin->loop, exchange_finish, ex);
+    loop_post(ex->rq.admin->loop, ex->err || !ex->rq.again_ms ? exchange_finish : exchange_wait, ex);
 }
 
 /* A route that hashes a password: checked and hashed in the thread for that, then carried out in the writer's. What is refused in the
@@ -826,6 +833,71 @@ static void exchange_finish(void *arg)
         sb_free(&fields);
     }
     exchange_free(ex);
+}
+
+static void exchange_busy(struct exchange *ex)
+{
+    ex->http->unavailable++;
+    ex->err = api_fail(&ex->rq, ERR_UNAVAILABLE, "busy", NULL, "too many requests are waiting");
+    exchange_problem(ex);
+    exchange_finish(ex);
+}
+
+/* ---- a GET that waits ---------------------------------------------------------------------------------------------------- */
+
+#define AGAIN_MS    250 /* between two looks */
+#define WAITING_MAX 256 /* more are answered at once, with what there is */
+
+static void exchange_unlist(struct exchange *ex)
+{
+    struct exchange **at = &ex->http->waiting;
+    while (*at != ex)
+        at = &(*at)->waiting;
+    *at = ex->waiting;
+    ex->http->n_waiting--;
+}
+
+/* Looks again, as a request of its own would: who asks may have lost the right meanwhile. */
+static void exchange_again(void *arg)
+{
+    struct exchange *ex = exchange_of(arg);
+    struct http *h = ex->http;
+    struct api *rq = &ex->rq;
+    exchange_unlist(ex);
+    if (!ex->req || h->draining || clock_mono_ms() >= ex->again_until_ms) {
+        exchange_finish(ex);
+        return;
+    }
+    struct api kept = *rq;
+    *rq = (struct api){.magic = kept.magic, .admin = kept.admin, .route = kept.route, .now_s = clock_now_s(), .method = kept.method, .path = kept.path,
+                       .query = kept.query, .authorization = kept.authorization, .for_vendor = kept.for_vendor};
+    memcpy(rq->request_id, kept.request_id, sizeof rq->request_id);
+    memcpy(rq->peer, kept.peer, sizeof rq->peer);
+    memcpy(rq->peer_addr, kept.peer_addr, sizeof rq->peer_addr);
+    memcpy(rq->params, kept.params, sizeof rq->params);
+    kept.path = kept.query = kept.authorization = kept.for_vendor = NULL;
+    api_release(&kept);
+    if (db_post(h->admin->reader, DB_PLAIN, exchange_run, ex, exchange_done))
+        exchange_busy(ex);
+}
+
+static void exchange_wait(void *arg)
+{
+    struct exchange *ex = exchange_of(arg);
+    struct http *h = ex->http;
+    if (!ex->again_until_ms)
+        ex->again_until_ms = clock_mono_ms() + ex->rq.again_ms;
+    if (!ex->req || h->draining || h->n_waiting >= WAITING_MAX) {
+        exchange_finish(ex);
+        return;
+    }
+    ex->waiting = h->waiting;
+    h->waiting = ex;
+    h->n_waiting++;
+    if (!ex->again)
+        ex->again = timer_new(h->admin->loop, exchange_again, ex);
+    uint64_t now = clock_mono_ms(), left = ex->again_until_ms > now ? ex->again_until_ms - now : 0;
+    timer_set(ex->again, left < AGAIN_MS ? left : AGAIN_MS);
 }
 
 static char *head_dup(const struct head *h, const char *name)
@@ -1027,12 +1099,8 @@ static void on_request(void *ctx, struct edge_req *req)
                       : r && r->flags & ROUTE_SLOW     ? h->admin->slow
                       : !r || !route_writes(&ex->rq)   ? h->admin->reader
                                                        : h->admin->writer;
-    if (db_post(lane, DB_PLAIN, hashes ? exchange_hash_run : exchange_run, ex, hashes ? exchange_hash_done : exchange_done)) {
-        h->unavailable++;
-        ex->err = api_fail(&ex->rq, ERR_UNAVAILABLE, "busy", NULL, "too many requests are waiting");
-        exchange_problem(ex);
-        exchange_finish(ex);
-    }
+    if (db_post(lane, DB_PLAIN, hashes ? exchange_hash_run : exchange_run, ex, hashes ? exchange_hash_done : exchange_done))
+        exchange_busy(ex);
 }
 
 static void on_metrics_request(void *ctx, struct edge_req *req)
@@ -1238,6 +1306,13 @@ void http_free(struct http **ph)
     if (!h)
         return;
     *ph = NULL;
+    while (h->waiting) {
+        struct exchange *ex = h->waiting;
+        exchange_unlist(ex);
+        if (ex->req)
+            edge_req_set_handle(ex->req, NULL);
+        exchange_free(ex);
+    }
     edge_free(&h->api);
     edge_free(&h->metrics);
     edge_tls_unref(&h->tls);

@@ -13,7 +13,6 @@
 #include "db.h"
 #include "eventlog.h"
 #include "licenses.h"
-#include "outbox.h"
 #include "plans.h"
 #include "pullgate/clock.h"
 #include "pullgate/credential.h"
@@ -149,7 +148,9 @@ static enum err subject_tell(struct subject *u, const char *type, const char *re
     struct api *rq = &u->rq;
     struct strbuf text = {0};
     const char *status = license_status_text(u->t.clock.status);
-    struct jv *data = take_data ? take_data : jv_object(), *told = jv_object();
+    struct jv *data = take_data ? take_data : jv_object(), *told = jv_object(), *shown = jv_object();
+    const struct license_terms terms = {.status = u->t.clock.status, .starts_at_s = u->t.clock.starts_at_s, .expires_at_s = u->t.clock.expires_at_s,
+                                        .grace_days = u->t.clock.grace_days};
     jv_dump(data, &text);
     enum err err = store_exec(
         rq->store, NULL, &rq->error,
@@ -161,6 +162,12 @@ static enum err subject_tell(struct subject *u, const char *type, const char *re
     jv_set_c(told, "to_status", status);
     jv_set_c(told, "reason", reason);
     jv_set(told, "change", data);
+    jv_set_c(shown, "id", u->id);
+    jv_set_c(shown, "name", u->name);
+    jv_set_c(shown, "status", status);
+    jv_set_c(shown, "effective_status", license_effective_text(license_effective(&terms, rq->now_s)));
+    jv_set_time(shown, "expires_at", u->t.clock.expires_at_s);
+    jv_set(told, "license", shown);
     const struct event_record event = {.vendor_id = rq->vendor_id, .type = type, .actor = rq->actor, .customer_id = u->customer_id,
                                        .license_id = u->id, .data = told};
     if (!err)
@@ -255,11 +262,6 @@ static enum err subject_renew_once(struct subject *u)
         return err;
     if (next <= end)
         return error_set(&rq->error, ERR_INVALID, "its period does not lead anywhere");
-    err = store_exec(rq->store, NULL, &rq->error, "UPDATE licenses SET expires_at=?1, anchor_day=?2, updated_at=?3, rev=rev+1,"
-                     " updates_until=CASE WHEN updates_until<>0 AND updates_until=expires_at THEN ?1 ELSE updates_until END WHERE id=?4", "iiiz", next,
-                     (int64_t)u->anchor_day, rq->now_s, u->id);
-    if (!err)
-        err = outbox_put_kind(rq->store, 'c', str_c(u->customer_id), true, &rq->error);
     struct jv *data = jv_object(), *before = jv_object(), *after = jv_object();
     jv_set_time(data, "expires_at_before", end);
     jv_set_time(data, "expires_at", next);
@@ -267,14 +269,14 @@ static enum err subject_renew_once(struct subject *u)
     jv_set_bool(data, "automatic", true);
     jv_set_time(before, "expires_at", end);
     jv_set_time(after, "expires_at", next);
+    err = store_exec(rq->store, NULL, &rq->error,
+                     "UPDATE licenses SET expires_at=?1, anchor_day=?2,"
+                     " updates_until=CASE WHEN updates_until<>0 AND updates_until=expires_at THEN ?1 ELSE updates_until END WHERE id=?3",
+                     "iiz", next, (int64_t)u->anchor_day, u->id);
+    if (!err)
+        err = licenses_changed(rq, str_c(u->id), "license.renewed", (struct str){NULL, 0}, data);
     u->t.clock.expires_at_s = next;
-    if (err) {
-        jv_free(data);
-        jv_free(before);
-        jv_free(after);
-        return err;
-    }
-    err = subject_tell(u, "license.renewed", "", data);
+    jv_free(data);
     enum err audited = subject_audit(u, "license.renew", before, after);
     return err ? err : audited;
 }
@@ -287,9 +289,11 @@ static enum err subject_cancel(struct subject *u)
     enum err err = notice_put(rq, u->id, "cancelled", u->t.clock.expires_at_s, 0, false, &is_first);
     if (err || !is_first)
         return err;
-    err = store_exec(rq->store, NULL, &rq->error, "UPDATE licenses SET auto_renew=0, updated_at=?, rev=rev+1 WHERE id=?", "iz", rq->now_s, u->id);
+    struct jv *data = expiry_data(u);
+    err = store_exec(rq->store, NULL, &rq->error, "UPDATE licenses SET auto_renew=0 WHERE id=?", "z", u->id);
     if (!err)
-        err = subject_tell(u, "license.cancelled", "", expiry_data(u));
+        err = licenses_changed(rq, str_c(u->id), "license.cancelled", (struct str){NULL, 0}, data);
+    jv_free(data);
     struct jv *before = jv_object(), *after = jv_object();
     jv_set_bool(before, "auto_renew", u->auto_renew);
     jv_set_bool(after, "auto_renew", false);

@@ -11,10 +11,12 @@
 #include "admin.h"
 #include "audit.h"
 #include "db.h"
+#include "delivery.h"
 #include "events.h"
 #include "finder.h"
 #include "http.h"
 #include "jobs.h"
+#include "mail.h"
 #include "projector.h"
 #include "pullgate/clockwatch.h"
 #include "pullgate/config.h"
@@ -160,6 +162,9 @@ static void on_commit(void *ctx, struct store *s)
     struct projector *projector = __atomic_load_n(&a->projector, __ATOMIC_ACQUIRE);
     if (projector)
         projector_poke(projector);
+    struct delivery *delivery = __atomic_load_n(&a->delivery, __ATOMIC_ACQUIRE);
+    if (delivery)
+        delivery_poke(delivery);
 }
 
 static enum err start_databases(struct admin *a, struct error *reterr)
@@ -222,6 +227,8 @@ static enum err start_all(struct process *p, struct error *reterr)
     a->events = events_start(a);
     a->sync = sync_start(a);
     a->jobs = jobs_start(a, is_bad);
+    a->mail = mail_start(a);
+    __atomic_store_n(&a->delivery, delivery_start(a), __ATOMIC_RELEASE);
     a->http = http_new(a);
     http_set_clock_bad(a->http, is_bad);
     err = http_listen(a->http, &p->sockets, reterr);
@@ -235,6 +242,8 @@ static void stop_all(struct process *p)
      * still tells the projector. Only then is anything freed. */
     sync_end(a->sync);
     jobs_end(a->jobs);
+    delivery_end(a->delivery);
+    mail_end(a->mail);
     events_stop(&a->events);
     db_end(a->hasher);
     db_end(a->slow);
@@ -246,6 +255,8 @@ static void stop_all(struct process *p)
     http_sockets_free(&p->sockets);
     sync_stop(&a->sync);
     jobs_stop(&a->jobs);
+    delivery_stop(&a->delivery);
+    mail_stop(&a->mail);
     db_stop(&a->hasher);
     db_stop(&a->slow);
     db_stop(&a->reader);

@@ -12,6 +12,7 @@ const struct route *const ROUTE_TABLES[] = {
     JOB_ROUTES,
     IMPORT_ROUTES,
     USER_ROUTES, SESSION_ROUTES,
+    WEBHOOK_ROUTES, MAIL_ROUTES,
     NULL,
 };
 

@@ -1,4 +1,4 @@
-/* HTTP/1.1 client: a libcurl multi handle on our loop, with the options that keep it from doing anything of its own accord:
+/* HTTP/1.1 client, and mail by SMTP at its end: a libcurl multi handle on our loop, with the options that keep it from doing anything of its own accord:
  * no redirects, cookies, netrc, proxies, decompression; addresses checked where the socket is made (SECURITY 4.6, FACTS 3).
  * It knows nothing of registries, credentials' meaning or retries.
  *
@@ -876,6 +876,106 @@ void fetch_reply_free(struct fetch_reply *r)
     sb_free(&r->body);
     sb_free(&r->fields);
     memset(r, 0, sizeof *r);
+}
+
+/* ---- mail ----------------------------------------------------------------------------------------------------------- */
+
+struct mail_transfer {
+    struct str rest;
+    const atomic_bool *stop;
+};
+
+static size_t on_mail_read(char *to, size_t size, size_t n, void *ctx)
+{
+    struct mail_transfer *t = ctx;
+    n *= size;
+    if (n > t->rest.n)
+        n = t->rest.n;
+    if (n)
+        memcpy(to, t->rest.p, n);
+    t->rest = str_skip(t->rest, n);
+    return n;
+}
+
+static int on_mail_progress(void *ctx, curl_off_t down_total, curl_off_t down, curl_off_t up_total, curl_off_t up)
+{
+    const struct mail_transfer *t = ctx;
+    (void)down_total, (void)down, (void)up_total, (void)up;
+    return atomic_load(t->stop); /* asked at least once a second */
+}
+
+static bool mail_options(CURL *e, const struct fetch_mail *m, const char *url, struct curl_slist *to, struct mail_transfer *t, uint64_t total_ms, char *text)
+{
+    bool ok = true;
+#define OPT(option, value) (ok = ok && curl_easy_setopt(e, option, value) == CURLE_OK)
+    OPT(CURLOPT_URL, url);
+    OPT(CURLOPT_PROTOCOLS_STR, "smtp,smtps");
+    OPT(CURLOPT_PROXY, "");
+    OPT(CURLOPT_NETRC, (long)CURL_NETRC_IGNORED);
+    OPT(CURLOPT_NOSIGNAL, 1L);
+    OPT(CURLOPT_QUICK_EXIT, 1L);
+    OPT(CURLOPT_ERRORBUFFER, text);
+    OPT(CURLOPT_CONNECTTIMEOUT_MS, (long)(total_ms / 3));
+    OPT(CURLOPT_TIMEOUT_MS, (long)total_ms);
+    OPT(CURLOPT_SSL_VERIFYPEER, 1L);
+    OPT(CURLOPT_SSL_VERIFYHOST, 2L);
+    OPT(CURLOPT_SSLVERSION, (long)CURL_SSLVERSION_TLSv1_2);
+    if (m->ca_file && *m->ca_file) {
+        OPT(CURLOPT_CAINFO, m->ca_file);
+        OPT(CURLOPT_CAPATH, NULL);
+    }
+    OPT(CURLOPT_USE_SSL, m->tls == FETCH_MAIL_TLS_OFF ? (long)CURLUSESSL_NONE : m->tls == FETCH_MAIL_TLS_TRIED ? (long)CURLUSESSL_TRY : (long)CURLUSESSL_ALL);
+    if (m->username && *m->username) {
+        OPT(CURLOPT_USERNAME, m->username);
+        OPT(CURLOPT_PASSWORD, m->password ? m->password : "");
+    }
+    OPT(CURLOPT_MAIL_FROM, m->from);
+    OPT(CURLOPT_MAIL_RCPT, to);
+    OPT(CURLOPT_UPLOAD, 1L);
+    OPT(CURLOPT_READFUNCTION, on_mail_read);
+    OPT(CURLOPT_READDATA, t);
+    OPT(CURLOPT_INFILESIZE_LARGE, (curl_off_t)m->message.n);
+    OPT(CURLOPT_XFERINFOFUNCTION, on_mail_progress);
+    OPT(CURLOPT_XFERINFODATA, t);
+    OPT(CURLOPT_NOPROGRESS, 0L);
+#undef OPT
+    return ok;
+}
+
+enum err fetch_mail(const struct fetch_mail *m, uint64_t total_ms, const atomic_bool *stop, int *ret_code, struct error *reterr)
+{
+    struct mail_transfer t = {.rest = m->message, .stop = stop};
+    char text[CURL_ERROR_SIZE] = "";
+    struct strbuf url = {0};
+    const char *at = strrchr(m->from, '@');
+    *ret_code = 0;
+    if (!text_clean(m->from) || !text_clean(m->to) || !at || !at[1])
+        return error_set(reterr, ERR_INVALID, "an address holds control bytes, or none is a sender's");
+    curl_start_once();
+    CURL *e = curl_easy_init();
+    AN(e);
+    struct curl_slist *to = curl_slist_append(NULL, m->to);
+    sb_addf(&url, "%s/%s", m->url, at + 1); /* the path is the name in EHLO */
+    enum err err = ERR_OK;
+    if (!mail_options(e, m, url.p, to, &t, total_ms, text)) {
+        err = error_set(reterr, ERR_INTERNAL, "curl refuses an option");
+    } else {
+        CURLcode rc = curl_easy_perform(e);
+        long code = 0;
+        curl_easy_getinfo(e, CURLINFO_RESPONSE_CODE, &code);
+        *ret_code = (int)code;
+        if (rc != CURLE_OK) {
+            err = rc == CURLE_ABORTED_BY_CALLBACK                                       ? ERR_CANCELED
+                  : rc == CURLE_OPERATION_TIMEDOUT                                      ? ERR_TIMEOUT
+                  : rc == CURLE_COULDNT_CONNECT || rc == CURLE_COULDNT_RESOLVE_HOST     ? ERR_UNAVAILABLE
+                                                                                        : ERR_UPSTREAM;
+            error_set(reterr, err, "%s", text[0] ? text : curl_easy_strerror(rc));
+        }
+    }
+    curl_slist_free_all(to);
+    curl_easy_cleanup(e);
+    sb_free(&url);
+    return err;
 }
 
 /* ---- URLs: read by the parser that will also connect --------------------------------------------------------------- */

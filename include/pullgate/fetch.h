@@ -3,6 +3,7 @@
 #ifndef PULLGATE_FETCH_H
 #define PULLGATE_FETCH_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -73,6 +74,19 @@ struct fetch_reply { /* blocking form; fetch_reply_free() */
 };
 enum err fetch_blocking(const struct fetch_request *r, const struct fetch_limits *lim, struct fetch_reply *ret, struct error *reterr) MUST_USE;
 void fetch_reply_free(struct fetch_reply *r);
+
+/* One mail to one recipient over SMTP; waits for the server's word, at most total_ms, or until *stop. The server is whom the operator named:
+ * no address is refused. *ret_code: the server's last reply (550, …), 0 without one; also after a failure. ERR_UNAVAILABLE, ERR_TIMEOUT: it
+ * cannot be reached. */
+struct fetch_mail {
+    const char *url; /* smtp://host:port, smtps://host:port */
+    const char *username, *password; /* "" or NULL: nobody signs in */
+    const char *ca_file;             /* "" or NULL: system roots */
+    enum fetch_mail_tls { FETCH_MAIL_TLS_REQUIRED, FETCH_MAIL_TLS_TRIED, FETCH_MAIL_TLS_OFF } tls; /* of smtp:// */
+    const char *from, *to; /* addresses alone, checked */
+    struct str message;    /* with CRLF */
+};
+enum err fetch_mail(const struct fetch_mail *m, uint64_t total_ms, const atomic_bool *stop, int *ret_code, struct error *reterr) MUST_USE;
 
 /* URL work that must agree with what curl connects to: parsed by curl's own URL parser. */
 struct fetch_url {
