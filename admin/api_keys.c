@@ -37,7 +37,7 @@ struct subject {
     char *name, *application, *reason, *renew_url, *support_contact;
     struct license_terms terms;
     int64_t updates_until;
-    bool is_disabled, requires_activation; /* is_disabled: the customer */
+    bool is_disabled, requires_activation; /* is_disabled: the customer, or the vendor */
     bool denies_instances;                 /* limit_action is deny */
     struct jv *limits, *features, *cidrs;
     struct jv *claims; /* what every kind of document says of it: vendor, customer, application, terms */
@@ -59,7 +59,7 @@ static void subject_free(struct subject *s)
 #define SUBJECT_SELECT                                                                                                                      \
     "SELECT l.id, l.name, l.type, l.status, l.status_reason, l.environment, l.starts_at, l.expires_at, l.grace_days, l.updates_until,"      \
     " l.on_expiry, l.limits, l.limit_action, l.features, l.allowed_cidrs, l.key_prefix, l.key_hash, l.requires_activation, l.issuer,"       \
-    " v.id, v.slug, v.name, v.renew_url, v.support_contact, u.id, u.slug, u.name, u.disabled, a.id, a.slug, a.name, l.order_number"         \
+    " v.id, v.slug, v.name, v.renew_url, v.support_contact, u.id, u.slug, u.name, u.disabled OR v.suspended_at<>0, a.id, a.slug, a.name, l.order_number"         \
     " FROM licenses l JOIN vendors v ON v.id=l.vendor_id JOIN customers u ON u.id=l.customer_id JOIN applications a ON a.id=l.application_id" \
     " WHERE l.archived_at=0 AND u.archived_at=0 AND "
 enum {
@@ -507,7 +507,7 @@ static void fingerprint_of(const struct api *rq, char ret[FINGERPRINT_MAX + 1])
 static int64_t lease_end(const struct api *rq, const struct subject *s)
 {
     uint64_t ms = admin_config(rq->admin)->limits.lease_ms, own;
-    struct str text = jv_get_str(s->limits, "lease");
+    struct str text = jv_get_str(jv_get(s->limits, "custom"), "lease");
     if (text.n && clock_parse_duration(text, &own, NULL) == ERR_OK)
         ms = own;
     int64_t length = ms / 1000 > LEASE_MAX_S ? LEASE_MAX_S : ms / 1000 < LEASE_MIN_S ? LEASE_MIN_S : (int64_t)(ms / 1000);

@@ -253,7 +253,7 @@ static const struct key keys[] = {
     NUMBER("limits.upstream_retries", T_COUNT, limits.upstream_retries, "2", 0, 10,
            "Further tries of an upstream request of which no byte was answered."),
     NUMBER("limits.lease", T_DURATION, limits.lease_ms, "24h", 5 * 60 * SEC, 90 * 24 * HOUR,
-           "How long the lease that a validated license key gets holds, where the license's own limits name no \"lease\"; never beyond the license's end."),
+           "How long the lease that a validated license key gets holds, where the license's limits.custom names no \"lease\"; never beyond the license's end."),
     NUMBER("limits.revocation_list", T_DURATION, limits.revocation_list_ms, "24h", 10 * 60 * SEC, 90 * 24 * HOUR,
            "When a further revocation list is due after one was signed; who checks offline may refuse one that is older."),
     NUMBER("limits.drain", T_DURATION, limits.drain_ms, "60s", 0, 24 * HOUR, "How long SIGTERM waits for answers in progress."),

@@ -16,7 +16,7 @@ import requests
 from nacl.signing import SigningKey, VerifyKey
 
 from admin_fixture import problem, second_vendor
-from stack import BIN, Stack, basic, wait_for
+from stack import BIN, ROOT, Stack, basic, wait_for
 
 
 def b64(data):
@@ -184,6 +184,34 @@ def test_lic_2_15_validate_says_why_not(s, make, how, reason):
     assert s.api.get(f"/licenses/{lic['id']}/instances")["items"] == []
 
 
+def test_lic_0_7_custom_limits_and_features_reach_the_application(s, make, tmp_path):
+    lic = make(limits={"max_instances": 2, "limit_action": "deny", "custom": {"max_users": 50, "lease": "12h"}}, features={"sso": True})
+    v = validate(s, lic["key"], instance_id="a")
+    c = jws_open(v["lease"], jwks(s), "pullgate-lease+jws")
+    for told in (claims_of(s, lic), c, v):
+        assert told["limits"]["custom"]["max_users"] == 50 and told["limits"]["max_instances"] == 2 and told["features"] == {"sso": True}
+    assert claims_of(s, lic)["limit_action"] == "deny" and c["exp"] - c["iat"] == 12 * 3600
+    # the limit of instances holds here too
+    assert validate(s, lic["key"], instance_id="b")["valid"]
+    wait_for("both", lambda: len(s.api.get(f"/licenses/{lic['id']}/instances")["items"]) == 2)
+    assert validate(s, lic["key"], instance_id="c")["reason"] == "instance_limit" and validate(s, lic["key"], instance_id="a")["valid"]
+    s.api("DELETE", f"/licenses/{lic['id']}/instances/b", None, 204)
+    assert validate(s, lic["key"], instance_id="c")["valid"]
+
+
+def test_lic_2_17_the_example_of_the_documentation_works(s, make):
+    text = (ROOT / "docs/LICENSE_FILE.md").read_text()
+    code = "\n".join(l[4:] for l in text.split("    import base64", 1)[1].join(["    import base64", ""]).split("\n\nWithout a line")[0].split("\n"))
+    env = {}
+    exec(code, env)
+    lic = make(limits={"custom": {"max_users": 7}}, expires_at="2090-01-01")
+    f = file_of(s, lic)
+    assert env["license_read"](f + "\n", jwks(s))["limits"]["custom"] == {"max_users": 7}
+    for bad, at in ((f[:-8] + "AAAAAAAA", None), (f, 4e9), (validate(s, lic["key"])["lease"], None), (crl(s), None)):
+        with pytest.raises(Exception):
+            env["license_read"](bad, jwks(s), at)
+
+
 def test_lic_2_16_activations_is_the_same(s, make):
     r = requests.post(s.admin_base + "/api/v1/activations", json={"key": make()["key"]})
     assert r.status_code == 200 and r.json()["valid"]
@@ -290,12 +318,10 @@ def test_lic_4_20_only_his_own_file(s, make):
 
 
 def test_lic_4_26_no_file_before_activation_where_the_plan_wants_it(s, make):
-    lic = make(status="inactive")
-    s.admin.stop()
-    with sqlite3.connect(s.dir / "pullgate.db") as db:  # what a license made of such a plan has
-        db.execute("UPDATE licenses SET requires_activation=1 WHERE id=?", (lic["id"],))
-    db.close()
-    s.start_admin()
+    plan = s.api.post("/plans", {"slug": f"asked{s.n}", "name": "Asked", "application_id": s.app["id"], "type": "subscription", "period": "P1Y",
+                                 "grants": [{"selector": "all"}], "requires_activation": True})
+    lic = s.api.post("/licenses", {"name": f"Asked {s.n}", "customer_id": s.cus["id"], "application_id": s.app["id"], "plan_id": plan["id"]})
+    assert lic["status"] == "inactive" and lic["requires_activation"]
     problem(file_of(s, lic, 409), 409, "activation_required")
     s.api.post(f"/licenses/{lic['id']}/activate", expect=200)
     assert claims_of(s, lic)["status"] == "active"
@@ -433,7 +459,7 @@ def box(s, tmp_path):
 
 
 def test_lic_2_17_an_offline_site_verifies_with_a_public_key_alone(s, make, box):
-    lic = make(limits={"max_instances": 3}) if "limits" in json.dumps(s.api.get("/openapi.json")["components"]["schemas"]["LicenseCreate"]) else make()
+    lic = make()
     text = file_of(s, lic)
     f = box.write("license.jws", text)
     r = verify(f, "--jwks", box.jwks, expect=0)
@@ -709,3 +735,22 @@ def test_a_bundle_brings_signatures_and_charts(s, tmp_path):
     if shutil.which("skopeo"):
         subprocess.run(["skopeo", "copy", f"oci:{out}:signed/chart:3.0.0", f"dir:{tmp_path}/chart"], check=True, capture_output=True)
         assert hashlib.sha256((tmp_path / "chart/manifest.json").read_bytes()).hexdigest() == chart_digest[7:]
+
+
+def test_a_backup_with_keys_brings_the_signing_keys(s, make, tmp_path):
+    lic = make()
+    text, kid = file_of(s, lic), next(k["kid"] for k in s.api.get("/signing-keys")["items"] if k["status"] == "signs")
+    phrase = tmp_path / "phrase"
+    phrase.write_text("correct horse battery")
+    phrase.chmod(0o600)
+    config = s.write_config()
+    run = lambda *a: subprocess.run([BIN / "pullgate", *map(str, a), "--config", config, "--passphrase-file", phrase, "--with-keys"], capture_output=True, text=True, timeout=60)
+    r = run("backup", tmp_path / "b.backup")
+    assert r.returncode == 0, r.stderr
+    s.admin.stop()
+    shutil.rmtree(s.dir / "keys")
+    r = run("restore", tmp_path / "b.backup")
+    assert r.returncode == 0, r.stderr
+    s.start_admin()
+    assert next(k["kid"] for k in s.api.get("/signing-keys")["items"] if k["status"] == "signs") == kid
+    assert file_of(s, lic) == text and validate(s, lic["key"])["valid"]
