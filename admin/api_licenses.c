@@ -35,7 +35,7 @@ static const struct field LIMIT_FIELDS[] = {
     {.name = "custom", .type = FIELD_MAP, .about = "limits that are the application's own to keep; they go into the license file"},
     {.name = NULL},
 };
-static const struct field LIMIT_IN_FIELDS[] = {
+const struct field LIMIT_IN_FIELDS[] = {
     LIMIT_NUMBERS,
     {.name = "limit_action", .type = FIELD_STRING, .flags = FIELD_NULL, .one_of = "warn|deny", .about = "warn when absent"},
     {.name = "custom", .type = FIELD_MAP, .flags = FIELD_NULL},
@@ -77,6 +77,8 @@ static const struct field LICENSE_FIELDS[] = {
     {.name = "order_number", .type = FIELD_STRING, .flags = FIELD_EMPTY},
     {.name = "transaction_id", .type = FIELD_STRING, .flags = FIELD_EMPTY},
     {.name = "external_id", .type = FIELD_STRING, .flags = FIELD_EMPTY},
+    {.name = "marketplace", .type = FIELD_STRING, .flags = FIELD_EMPTY, .about = "that sold it: aws, azure, gcp, oracle, byol, other"},
+    {.name = "external_subscription_id", .type = FIELD_STRING, .flags = FIELD_EMPTY, .about = "of that marketplace"},
     {.name = "source", .type = FIELD_STRING, .about = "created, order, request, trial, import or transfer"},
     {.name = "issuer", .type = FIELD_STRING, .flags = FIELD_EMPTY, .about = "who issued an imported one"},
     {.name = "key_prefix", .type = FIELD_STRING, .flags = FIELD_EMPTY},

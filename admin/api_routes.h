@@ -22,6 +22,7 @@ extern const struct route COUPON_ROUTES[];      /* api_coupons.c */
 extern const struct route PLAN_CHANGE_ROUTES[]; /* api_plan_changes.c: change-plan, scheduled changes */
 extern const struct route ORDER_ROUTES[];       /* api_orders.c */
 extern const struct route HOOK_ROUTES[];        /* api_hooks.c: payments */
+extern const struct route MARKETPLACE_ROUTES[]; /* api_marketplace.c: licenses by a marketplace's subscription */
 extern const struct route PORTAL_REQUEST_ROUTES[]; /* portal_requests.c: plans, orders, trials, requests of customers */
 extern const struct route SIGNER_ROUTES[];      /* signer.c: the keys that sign */
 extern const struct route KEY_ROUTES[];         /* api_keys.c: validation, license files, revocation lists */

@@ -47,6 +47,8 @@
     X(ORDER, "order_number")                                                                                                               \
     X(TRANSACTION, "transaction_id")                                                                                                       \
     X(EXTERNAL, "external_id")                                                                                                             \
+    X(MARKETPLACE, "marketplace")                                                                                                          \
+    X(SUBSCRIPTION, "external_subscription_id")                                                                                            \
     X(SOURCE, "source")                                                                                                                    \
     X(ISSUER, "issuer")                                                                                                                    \
     X(KEY_PREFIX, "key_prefix")                                                                                                            \
@@ -177,6 +179,8 @@ static struct jv *license_print(const struct store_stmt *st, const struct licens
         {"order_number", COL_ORDER, TEXT},
         {"transaction_id", COL_TRANSACTION, TEXT},
         {"external_id", COL_EXTERNAL, TEXT},
+        {"marketplace", COL_MARKETPLACE, TEXT},
+        {"external_subscription_id", COL_SUBSCRIPTION, TEXT},
         {"source", COL_SOURCE, TEXT},
         {"issuer", COL_ISSUER, TEXT},
         {"key_prefix", COL_KEY_PREFIX, TEXT},

@@ -42,6 +42,7 @@ enum err license_touch(struct api *rq, const struct license_row *r) MUST_USE; /*
 /* ---- grants (api_grants.c) ---------------------------------------------------------------------------------------------- */
 
 extern const struct field GRANT_FIELDS[], GRANT_IN_FIELDS[];
+extern const struct field LIMIT_IN_FIELDS[];
 extern const struct schema LICENSE_ANSWER; /* of api_licenses.c */
 /* One grant into the license. prefix names it in a refusal: "grants[0]." or "". */
 enum err grant_insert(struct api *rq, const struct license_row *r, const struct jv *in, const char *prefix, char id[ID_MAX]) MUST_USE;

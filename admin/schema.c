@@ -309,6 +309,12 @@ static const char MIGRATION_3[] =
     "CREATE TABLE hook_secrets ("
     " vendor_id TEXT PRIMARY KEY REFERENCES vendors(id), secret_sealed TEXT NOT NULL, created_at INTEGER NOT NULL) WITHOUT ROWID;\n"
 
+    /* What a marketplace sold is known there by its subscription. */
+    "ALTER TABLE licenses ADD COLUMN marketplace TEXT NOT NULL DEFAULT '';\n"
+    "ALTER TABLE licenses ADD COLUMN external_subscription_id TEXT NOT NULL DEFAULT '';\n"
+    "CREATE UNIQUE INDEX licenses_subscription ON licenses(vendor_id, marketplace, external_subscription_id)"
+    " WHERE marketplace<>'' AND archived_at=0;\n"
+
     /* What customers ask for in the portal. */
     "CREATE TABLE requests ("
     " id TEXT PRIMARY KEY, vendor_id TEXT NOT NULL REFERENCES vendors(id), customer_id TEXT NOT NULL, license_id TEXT NOT NULL,"

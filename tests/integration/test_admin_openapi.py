@@ -151,6 +151,9 @@ def walk_sales(call, app, cus):
     call("license.issue", f"/licenses/{second['license_id']}/issue", {"reason": "checked"})
     third = call("order.create", body={"customer_id": cus["id"], "plan_id": plan["id"]})
     call("order.cancel", f"/orders/{third['id']}/cancel", {"reason": "none"})
+    sold = call("license.put_external", "/licenses/by-external/aws/sub-1", {"customer_id": cus["id"], "plan_id": year["id"], "name": "Sold", "limits": {"pulls": 5}, "metadata": {}})
+    call("license.get_external", "/licenses/by-external/aws/sub-1")
+    call("license.delete", f"/licenses/{sold['id']}")
     for o in (order, second, third):
         call("license.delete", f"/licenses/{o['license_id']}")
     call("request.list")

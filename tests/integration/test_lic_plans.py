@@ -54,6 +54,16 @@ def pull(s, auth, tag, status):
     return s.wait_status(f"/v2/shop/api/manifests/{tag}", auth, status, headers={"Accept": MT})
 
 
+def denied(s, auth, tag, reason):
+    """The denial of a manifest GET, once it is for that reason."""
+    def probe():
+        r = s.get(f"/v2/shop/api/manifests/{tag}", auth, headers={"Accept": MT})
+        assert r.status_code == 403 and r.json()["errors"][0]["detail"]["reason"] == reason, r.text
+        return [r]  # a response of 403 is false by itself
+
+    return wait_for(f"a denial for {reason}", probe, 10)[0]
+
+
 def at(text):
     return datetime.datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=datetime.timezone.utc)
 
@@ -207,13 +217,13 @@ def test_lic_0_3_a_license_of_a_plan_grants_what_the_plan_says(s, cus):
     assert one["plan_id"] == small["id"] and one["type"] == "subscription" and one["limits"]["max_instances"] == 1 and one["features"] == {"sso": False}
     assert one["grace_days"] == 7 and one["period"] == "P1M" and [g["value"] for g in one["grants"]] == ["1.0.0"]
     pull(s, auth, "1.0.0", 200)
-    assert s.get("/v2/shop/api/manifests/2.0.0", auth, headers={"Accept": MT}).status_code == 403
+    denied(s, auth, "2.0.0", "version_not_granted")
     # its own copy: the plan changes, the license does not
     s.api("PATCH", f"/plans/{small['id']}", {"grants": [{"selector": "all"}], "grace_days": 1}, 200)
     assert s.api("DELETE", f"/plans/{small['id']}").status_code == 204
     same = s.api.get(f"/licenses/{one['id']}")
     assert same["grace_days"] == 7 and same["grants"] == one["grants"]
-    assert s.get("/v2/shop/api/manifests/2.0.0", auth, headers={"Accept": MT}).status_code == 403
+    denied(s, auth, "2.0.0", "version_not_granted")
     licensed(s, c, large)
     pull(s, auth, "2.0.0", 200)
 
@@ -232,13 +242,13 @@ def test_lic_3_11_explicit_fields_win_over_the_plan(s, cus):
     problem(s.api("POST", "/licenses", {**body, "application_id": other["id"], "plan_id": p["id"]}), 400, "invalid_field", "application_id")
 
 
-def test_lic_0_10_and_2_2_the_period_is_the_plans(s, cus):
+@pytest.mark.parametrize("period, days", [("P1M", (27.9, 31.1)), ("P1Y", (364.9, 366.1))])
+def test_lic_0_10_a_renewal_takes_the_period_of_the_plan(s, cus, period, days):
     c, auth = cus
-    for period, days in (("P1M", (27.9, 31.1)), ("P1Y", (364.9, 366.1))):
-        lic = licensed(s, c, plan(s, period=period))
-        assert days[0] < days_from_now(lic["expires_at"]) < days[1]
-        after = s.api.post(f"/licenses/{lic['id']}/renew", {}, 200)
-        assert after["changes"]["expires_at"]["from"] == lic["expires_at"] and at(after["expires_at"]) > at(lic["expires_at"])
+    lic = licensed(s, c, plan(s, period=period))
+    assert days[0] < days_from_now(lic["expires_at"]) < days[1]
+    after = s.api.post(f"/licenses/{lic['id']}/renew", {}, 200)
+    assert after["changes"]["expires_at"]["from"] == lic["expires_at"] and at(after["expires_at"]) > at(lic["expires_at"])
     pull(s, auth, "1.0.0", 200)
 
 
@@ -332,13 +342,11 @@ def test_lic_2_4_a_trial_that_the_plan_does_not_offer_is_none(s, cus):
 # ---- orders -----------------------------------------------------------------------------------------------------------------
 
 
-def test_lic_0_12_and_0_14_an_order_adds_up_instances_users_and_periods(s, cus):
+def test_lic_0_14_an_order_adds_up_instances_users_and_periods(s, cus):
     c, _ = cus
     p = plan(s, price={"amount": "19.99", "currency": "EUR", "user_amount": "2.50"}, limits={"max_instances": 1})
     o = order(s, c, p, instances=3, users=4, period="P1Y")
     assert (o["subtotal"], o["discount"], o["total"], o["currency"], o["periods"]) == ("839.64", "0.00", "839.64", "EUR", 12)
-    lic = lic_of(s, o)
-    assert lic["limits"]["max_instances"] == 3 and lic["limits"]["custom"]["max_users"] == 4 and lic["period"] == "P1Y"
     yen = order(s, c, plan(s, price={"amount": "1990", "currency": "JPY"}), instances=2)
     assert (yen["subtotal"], yen["total"], yen["currency"]) == ("3980", "3980", "JPY")
     assert order(s, c, plan(s))["total"] == "0.00"
@@ -347,7 +355,28 @@ def test_lic_0_12_and_0_14_an_order_adds_up_instances_users_and_periods(s, cus):
     problem(s.api("POST", "/orders", {"customer_id": c["id"], "plan_id": p["id"], "name": o["name"]}), 409, "conflict")
 
 
-def test_lic_0_22_and_4_11_the_order_number_is_gapless_and_found(s, cus):
+def test_lic_0_12_counts_of_an_order_are_the_licenses(s, cus):
+    c, auth = cus
+    p = plan(s, limits={"max_instances": 1, "pulls": 1000})
+    o = order(s, c, p, instances=3, users=4, period="P1Y")
+    lic = lic_of(s, o)
+    assert lic["limits"]["max_instances"] == 3 and lic["limits"]["pulls"] == 1000 and lic["limits"]["custom"]["max_users"] == 4 and lic["period"] == "P1Y"
+    s.api.post(f"/orders/{o['id']}/approve", {}, 200)
+    assert 364.9 < days_from_now(lic_of(s, o)["expires_at"]) < 366.1
+    pull(s, auth, "1.0.0", 200)
+
+
+def test_lic_4_11_the_license_keeps_its_id_from_the_request_on(s, cus):
+    c, auth = cus
+    o = order(s, c, plan(s))
+    before = lic_of(s, o)
+    s.api.post(f"/orders/{o['id']}/approve", {}, 200)
+    after = lic_of(s, o)
+    assert after["id"] == before["id"] == o["license_id"] and after["created_at"] == before["created_at"] and after["source"] == "order"
+    pull(s, auth, "1.0.0", 200)
+
+
+def test_lic_0_22_the_order_number_is_gapless_and_found(s, cus):
     c, _ = cus
     p = plan(s)
     first = order(s, c, p)
@@ -361,21 +390,17 @@ def test_lic_0_22_and_4_11_the_order_number_is_gapless_and_found(s, cus):
     assert [o["id"] for o in s.api.get(f"/orders?transaction_id={second['transaction_id']}")["items"]] == [second["id"]]
     assert [x["id"] for x in s.api.get(f"/licenses?order_number={first['number']}")["items"]] == [first["license_id"]]
     assert [x["id"] for x in s.api.get(f"/licenses?transaction_id={second['transaction_id']}")["items"]] == [second["license_id"]]
-    # the license keeps its id from the request on
-    s.api.post(f"/orders/{first['id']}/approve", {}, 200)
-    assert lic_of(s, first)["id"] == first["license_id"] and lic_of(s, first)["source"] == "order"
     other, _ = second_vendor(s, f"vendor{next(s.n)}")
     problem(other("GET", f"/orders/{first['id']}"), 404)
     assert other.get("/orders")["items"] == []
 
 
-def test_lic_4_1_and_4_3_an_order_waits_until_an_administrator_validates_it(s, cus):
+def test_lic_4_1_an_order_waits_until_an_administrator_validates_it(s, cus):
     c, auth = cus
     o = order(s, c, plan(s, price={"amount": "5.00", "currency": "EUR"}), environment="prod", metadata={"shop": "7"})
     lic = lic_of(s, o)
     assert lic["status"] == "inactive" and lic["expires_at"] is None and lic["order_number"] == o["number"] and lic["environment"] == "prod"
-    r = s.wait_status("/v2/shop/api/manifests/1.0.0", auth, 403, headers={"Accept": MT})
-    assert r.json()["errors"][0]["detail"]["reason"] == "inactive"
+    denied(s, auth, "1.0.0", "inactive")
     a = s.api.post(f"/orders/{o['id']}/approve", {"reason": "invoice paid", "transaction_id": "wire-1"}, 200)
     assert a["status"] == "approved" and a["approved_at"] and a["transaction_id"] == "wire-1" and "key" not in a
     pull(s, auth, "1.0.0", 200)
@@ -383,6 +408,27 @@ def test_lic_4_1_and_4_3_an_order_waits_until_an_administrator_validates_it(s, c
     assert 27.9 < days_from_now(lic["expires_at"]) < 31.1 and lic["transaction_id"] == "wire-1"
     problem(s.api("POST", f"/orders/{o['id']}/approve"), 409, "order_not_pending")
     assert ("license.activated" in [h[0] for h in history(s, lic["id"])]) and "order.approve" in [x["action"] for x in s.api.get("/audit?limit=20")["items"]]
+
+
+def test_lic_4_3_the_request_is_a_record_of_all_that_was_ordered(s, cus):
+    c, _ = cus
+    p = plan(s, price={"amount": "7.00", "currency": "EUR"}, limits={"max_instances": 2})
+    o = s.api.get(f"/orders/{order(s, c, p, instances=2, users=3, period='P6M', metadata={'desk': 'B'})['id']}")
+    assert (o["customer_id"], o["plan_id"], o["instances"], o["users"], o["period"], o["total"]) == (c["id"], p["id"], 2, 3, "P6M", "84.00")
+    assert o["snapshot"]["plan"]["limits"]["max_instances"] == 2 and o["metadata"] == {"desk": "B"} and o["actor"].startswith("token:") and o["source"] == "vendor"
+    lic = s.api.post(f"/licenses/{o['license_id']}/issue", {}, 200)  # and becomes a license
+    assert lic["status"] == "active" and lic["limits"]["max_instances"] == 2
+
+
+def test_lic_4_4_approval_then_key_then_file(s, cus):
+    c, auth = cus
+    o = order(s, c, plan(s, requires_activation=True))
+    problem(s.api("GET", f"/licenses/{o['license_id']}/file"), 409)
+    issued = s.api.post(f"/licenses/{o['license_id']}/issue", {}, 200)
+    v = requests.post(s.admin_base + "/api/v1/validate", json={"key": issued["key"]}).json()
+    assert v["valid"] is True and v["expires_at"] == issued["expires_at"]
+    f = s.api("GET", f"/licenses/{o['license_id']}/file", None, 200)
+    assert f.headers["Content-Type"] == "application/jose" and f.text.count(".") == 2
 
 
 def test_lic_1_2_a_cancelled_order_leaves_nothing(s, cus):
@@ -405,7 +451,7 @@ def test_lic_1_2_a_cancelled_order_leaves_nothing(s, cus):
     assert s.api.get(f"/coupons/{cp['id']}")["used"] == 1
 
 
-def test_lic_0_11_and_1_2_a_customer_sees_plans_and_orders_one(s, cus):
+def test_lic_0_11_a_customer_sees_plans_and_orders_one(s, cus):
     c, auth = cus
     shown = plan(s, visible=True, price={"amount": "12.00", "currency": "EUR"}, description="All of 1.x", metadata={"margin": "secret"})
     hidden = plan(s)
@@ -431,6 +477,15 @@ def test_lic_0_11_and_1_2_a_customer_sees_plans_and_orders_one(s, cus):
     pull(s, basic("x", o["key"]), "1.0.0", 200)
     row = [a for a in s.api.get("/audit?limit=100")["items"] if a["action"] == "portal.order.create"]
     assert row and row[-1]["actor"] == f"customer:{c['id']}" and o["key"] not in json.dumps(row)
+
+
+def test_lic_1_2_what_a_customer_orders_is_inactive_and_denied(s, cus):
+    c, auth = cus
+    o = portal(s, auth, "POST", "/orders", {"plan_id": plan(s, visible=True)["id"], "name": "Asked"}, 201).json()
+    denied(s, auth, "1.0.0", "inactive")
+    assert [x["status"] for x in portal(s, auth, "GET", "/licenses", expect=200).json()["items"]] == ["inactive"]
+    s.api.post(f"/licenses/{o['license_id']}/activate", {"reason": "checked by hand"}, 200)
+    pull(s, auth, "1.0.0", 200)
 
 
 def test_lic_4_17_a_pending_license_is_issued_with_its_key(s, cus):
@@ -645,7 +700,7 @@ def test_lic_0_20_an_approval_can_still_be_needed(s, cus, secret):
     assert paid(s, secret, gone)["result"] == "ignored" and lic_of(s, gone)["status"] == "revoked"
 
 
-def test_lic_0_47_and_0_54_a_failed_payment_is_told_and_kept(s, cus, secret):
+def test_lic_0_47_a_failed_payment_is_told_and_counted(s, cus, secret):
     c, auth = cus
     o = order(s, c, plan(s, grace_days=5, price={"amount": "5.00", "currency": "EUR"}))
     paid(s, secret, o, "a1")
@@ -663,6 +718,14 @@ def test_lic_0_47_and_0_54_a_failed_payment_is_told_and_kept(s, cus, secret):
     assert (at(told[0]["grace_ends_at"]) - at(told[0]["payment_failed_at"])).days == 5
     paid(s, secret, o, "a4")
     assert lic_of(s, o)["payment_failed_at"] is None
+
+
+def test_lic_0_54_the_history_of_payments(s, cus, secret):
+    c, _ = cus
+    o = order(s, c, plan(s, grace_days=5, price={"amount": "5.00", "currency": "EUR"}))
+    for pay, tx in ((paid, "a1"), (failed, "a2"), (failed, "a3"), (paid, "a4")):
+        pay(s, secret, o, tx, amount="5.00")
+    lic = lic_of(s, o)
     seen = [(e, d["transaction_id"]) for e, d in history(s, lic["id"]) if e.startswith("license.payment")][::-1]
     assert seen == [("license.payment_succeeded", "a1"), ("license.payment_failed", "a2"), ("license.payment_failed", "a3"), ("license.payment_succeeded", "a4")]
     assert [(p["event"], p["transaction_id"]) for p in s.api.get(f"/orders/{o['id']}")["payments"]] == [("payment_succeeded", "a1"), ("payment_failed", "a2"), ("payment_failed", "a3"),
@@ -677,8 +740,7 @@ def test_lic_0_20_suspended_for_payment_and_back(s, cus, secret):
     failed(s, secret, o)  # without days of grace the clock suspends at its next look
     lic = wait_for("the suspension", lambda: (lambda x: x if x["status"] == "suspended" else None)(lic_of(s, o)), 20)
     assert lic["status_reason"] == "payment"
-    r = pull(s, auth, "1.0.0", 403)
-    assert r.json()["errors"][0]["detail"]["reason"] == "suspended" and "payment" in r.text
+    assert "payment" in denied(s, auth, "1.0.0", "suspended").text
     assert paid(s, secret, o)["result"] == "reinstated"
     back = lic_of(s, o)
     assert back["status"] == "active" and back["payment_failed_at"] is None and at(back["expires_at"]) > at(lic["expires_at"])
@@ -694,12 +756,12 @@ def change(s, lic, p, effective=None, expect=200, **kw):
     return s.api("POST", f"/licenses/{lic['id']}/change-plan", {"plan_id": p["id"], **({"effective": effective} if effective else {}), **kw}, expect).json()
 
 
-def test_lic_0_43_and_0_46_an_upgrade_is_immediate(s, cus):
+def test_lic_0_43_an_upgrade_is_immediate(s, cus):
     c, auth = cus
     low = plan(s, grants=[{"selector": "range", "value": "^1"}, {"selector": "exact", "value": "2.1.0-beta.1"}], limits={"max_instances": 1, "pulls": 5}, features={"a": 1})
     high = plan(s, period="P1Y", grants=[{"selector": "range", "value": "^1"}, {"selector": "all"}], limits={"max_instances": 10, "custom": {"max_users": 3}}, grace_days=14)
     lic = licensed(s, c, low)
-    assert s.get("/v2/shop/api/manifests/2.0.0", auth, headers={"Accept": MT}).status_code == 403
+    denied(s, auth, "2.0.0", "version_not_granted")
     up = change(s, lic, high, reason="fee 12.00 agreed")
     pull(s, auth, "2.0.0", 200)
     assert up["plan_id"] == high["id"] and up["period"] == "P1Y" and up["expires_at"] == lic["expires_at"] and up["grace_days"] == 14
@@ -708,9 +770,17 @@ def test_lic_0_43_and_0_46_an_upgrade_is_immediate(s, cus):
     kept = [g for g in up["grants"] if g["selector"] == "range"][0]
     assert kept["id"] == [g for g in lic["grants"] if g["selector"] == "range"][0]["id"]  # with its age
     assert up["changes"]["plan_id"] == {"from": low["id"], "to": high["id"]} and up["changes"]["period"] == {"from": "P1M", "to": "P1Y"} and "expires_at" not in up["changes"]
-    h = [x for x in s.api.get(f"/licenses/{lic['id']}/history")["items"] if x["event"] == "license.plan_changed"]
-    assert len(h) == 1 and h[0]["reason"] == "fee 12.00 agreed"
     problem(s.api("POST", f"/licenses/{lic['id']}/change-plan", {"plan_id": low["id"]}, headers={"If-Match": f'"{lic["etag"]}"'}), 412, "etag_mismatch")
+
+
+def test_lic_0_46_a_fee_is_noted_with_the_change(s, cus):
+    c, _ = cus
+    lic = licensed(s, c, plan(s))
+    change(s, lic, plan(s, period="P1Y"), reason="fee 12.00 agreed")
+    h = [x for x in s.api.get(f"/licenses/{lic['id']}/history")["items"] if x["event"] == "license.plan_changed"]
+    assert len(h) == 1 and h[0]["reason"] == "fee 12.00 agreed" and h[0]["data"]["period"] == {"from": "P1M", "to": "P1Y"}
+    row = [a for a in s.api.get("/audit?limit=20")["items"] if a["action"] == "license.change_plan"]
+    assert row and row[0]["object"] == lic["id"]
 
 
 def test_lic_2_19_from_monthly_to_yearly_and_to_perpetual(s, cus):
@@ -845,3 +915,34 @@ def test_lic_0_4_a_price_is_information(s, cus):
     p = plan(s, price={"amount": "0.10", "currency": "EUR"}, visible=True)
     licensed(s, c, p)
     pull(s, auth, "1.0.0", 200)  # nobody paid
+
+
+# ---- marketplaces -------------------------------------------------------------------------------------------------------------
+
+
+def test_lic_2_21_a_marketplace_tells_its_subscription_as_often_as_it_likes(s, cus):
+    c, auth = cus
+    p, q = plan(s), plan(s, grants=[{"selector": "all"}])
+    url = f"/licenses/by-external/azure/sub-{next(s.n)}"
+    body = {"customer_id": c["id"], "plan_id": p["id"], "name": "Sold", "limits": {"max_instances": 4}, "metadata": {"offer": "x"}}
+    problem(s.api("GET", url), 404)
+    lic = s.api("PUT", url, body, 200).json()
+    assert lic["status"] == "active" and lic["key"] and lic["marketplace"] == "azure" and lic["source"] == "marketplace" and lic["limits"]["max_instances"] == 4
+    pull(s, auth, "1.0.0", 200)
+    again = s.api("PUT", url, body, 200).json()
+    assert again["id"] == lic["id"] and again["etag"] == lic["etag"] and "key" not in again
+    assert s.api("PUT", url, {**body, "limits": {"max_instances": 5}}, 200).json()["limits"]["max_instances"] == 5
+    up = s.api("PUT", url, {**body, "plan_id": q["id"]}, 200).json()
+    assert up["plan_id"] == q["id"] and up["id"] == lic["id"]
+    pull(s, auth, "2.0.0", 200)
+    off = s.api("PUT", url, {**body, "plan_id": q["id"], "status": "suspended", "reason": "unsubscribed"}, 200).json()
+    assert off["status"] == "suspended" and off["status_reason"] == "unsubscribed"
+    pull(s, auth, "1.0.0", 403)
+    assert s.api("PUT", url, {**body, "plan_id": q["id"], "status": "active"}, 200).json()["status"] == "active"
+    problem(s.api("PUT", url, {**body, "customer_id": s.add_customer(f"cus{next(s.n)}")["id"]}), 409, "other_customer")
+    gone = {**body, "plan_id": q["id"], "status": "revoked"}
+    assert s.api("PUT", url, gone, 200).json()["status"] == "revoked" and s.api("PUT", url, gone, 200).json()["status"] == "revoked"
+    problem(s.api("PUT", "/licenses/by-external/ebay/1", body), 400, "invalid_field", "source")
+    assert s.api.get(url)["id"] == lic["id"]
+    other, _ = second_vendor(s, f"vendor{next(s.n)}")
+    problem(other("GET", url), 404)
