@@ -783,7 +783,7 @@ static void name_check(void *ctx, struct str key, struct str value)
     (void)value;
     if (c->err || str_eq(key, S("format")) || str_eq(key, S("limit")) || str_eq(key, S("cursor")))
         return;
-    for (const struct query_param *p = c->target->params; p && p->name; p++) {
+    for (const struct query_param *p = c->target ? c->target->params : NULL; p && p->name; p++) {
         struct str name = str_c(p->name);
         if (name.p[name.n - 1] == '*' ? str_starts(key, str_sub(name, 0, name.n - 1)) : str_eq(key, name))
             return;
@@ -804,13 +804,12 @@ static enum err list_export(struct api *rq)
     char *values[API_MAX_PARAMS] = {0};
     unsigned allowed;
     names.target = is_known ? route_find(HEAD_GET, sb_str(&path), values, &allowed) : NULL;
-    enum err err = names.target ? ERR_OK : api_not_found(rq, "list");
+    query_each(str_c(rq->query), name_check, &names);
+    enum err err = names.err;
+    if (!err && !names.target)
+        err = api_not_found(rq, "list");
     if (!err)
         err = export_format(rq, &is_csv);
-    if (!err) {
-        query_each(str_c(rq->query), name_check, &names);
-        err = names.err;
-    }
     bool is_first = !api_query(rq, "cursor", &v);
     if (!err)
         err = api_call(rq, HEAD_GET, path.p, NULL);

@@ -12,6 +12,8 @@ extern const struct route LICENSE_ROUTES[];     /* api_licenses.c: licenses, the
 extern const struct route GRANT_ROUTES[];       /* api_grants.c */
 extern const struct route USAGE_ROUTES[];       /* api_usage.c: usage and installations of a license */
 extern const struct route IMPORT_ROUTES[];      /* api_import.c: import, export */
+extern const struct route BULK_ROUTES[];        /* api_bulk.c */
+extern const struct route TRANSFER_ROUTES[];    /* api_transfers.c */
 extern const struct route LOG_ROUTES[];         /* api_logs.c: pulls, audit, events */
 extern const struct route JOB_ROUTES[];         /* jobs.c: what the clock could not do */
 extern const struct route WEBHOOK_ROUTES[];     /* api_webhooks.c: webhooks, their deliveries */

@@ -14,6 +14,7 @@
 #include "eventlog.h"
 #include "licenses.h"
 #include "plans.h"
+#include "transfers.h"
 #include "pullgate/clock.h"
 #include "pullgate/credential.h"
 #include "pullgate/log.h"
@@ -606,7 +607,7 @@ enum err jobs_prune(struct admin *a, struct store *s, int64_t now_s, struct erro
     enum err err = ERR_OK;
     for (size_t i = 0; !err && i < sizeof rows / sizeof *rows; i++)
         err = store_exec(s, NULL, reterr, rows[i].sql, "i", rows[i].before);
-    return err;
+    return err ? err : transfers_expire(s, now_s, reterr);
 }
 
 /* ---- the thread --------------------------------------------------------------------------------------------------------------- */

@@ -327,7 +327,7 @@ def walk(w):
     call("license.remove_grant", f"{url}/grants/{g['id']}", {"reason": "not theirs any more"})
     call("license.revoke", url + "/revoke", {"reason": "end"})
     call("license.delete", url)
-    for op_id in ("pull.list", "audit.list", "event.list", "audit.verify", "job_error.list"):
+    for op_id in ("pull.list", "transfer.list", "audit.list", "event.list", "audit.verify", "job_error.list"):
         call(op_id)
     whk = call("webhook.create", body={"url": "https://hooks.example/in", "events": ["license.*"], "secret": "s" * 20, "description": "", "enabled": True})
     url = f"/webhooks/{whk['id']}"
@@ -357,6 +357,14 @@ ELSEWHERE = {
     "license.import": "test_lic_finding.py",
     "license.export": "test_lic_finding.py",
     "list.export": "test_lic_finding.py",
+    "license.bulk": "test_lic_finding.py",
+    "transfer.create": "test_lic_finding.py",
+    "transfer.get": "test_lic_finding.py",
+    "transfer.accept": "test_lic_finding.py",
+    "transfer.reject": "test_lic_finding.py",
+    "transfer.cancel": "test_lic_finding.py",
+    "portal.transfer.accept": "test_lic_finding.py",
+    "portal.transfer.reject": "test_lic_finding.py",
     "license.remove_instance": "test_lic_usage.py",
     "license.file": "test_lic_keys.py",
     "crl.get": "test_lic_keys.py",

@@ -462,3 +462,173 @@ def test_what_cannot_be_exported(s, many):
     assert viewer("GET", "/export/customers").status_code == 200
     problem(viewer("GET", "/export/audit"), 403)
     assert "secret" not in s.api("GET", "/export/credentials").text.split("\r\n")[1]
+
+
+# ---- bulk acts --------------------------------------------------------------------------------------------------------------
+
+
+def bulk(s, body, query="", expect=200):
+    return s.api("POST", f"/licenses/bulk?{query}".rstrip("?"), body, expect).json()
+
+
+def test_bulk_acts_by_filter(s, many):
+    made = [lic(s, f"Bulk {i}", environment="bulk", expires_at="2090-01-01", period="P1Y", status="active" if i else "inactive") for i in range(6)]
+    want = {"filter": {"environment": "bulk", "q": "bulk"}, "action": "extend", "body": {"period": "P1M"}}
+    problem(s.api("POST", "/licenses/bulk", want), 400, "missing_field", "expect_count")
+    dry = bulk(s, want, "dry_run=1")
+    assert (dry["count"], dry["done"], dry["failed"], dry["dry_run"]) == (6, 6, 0, True) and {x["id"] for x in dry["licenses"]} == {x["id"] for x in made}
+    assert {x["expires_at"][:7] for x in dry["licenses"]} == {"2090-02"} and {i["expires_at"][:10] for i in s.api.get("/licenses?environment=bulk")["items"]} == {"2090-01-01"}
+    d = problem(s.api("POST", "/licenses/bulk", {**want, "expect_count": 5}), 409, "count_differs", "expect_count")
+    assert d["count"] == 6
+    done = bulk(s, {**want, "expect_count": 6})
+    assert (done["done"], done["failed"]) == (6, 0) and {i["expires_at"][:7] for i in s.api.get("/licenses?environment=bulk")["items"]} == {"2090-02"}
+    renewed = bulk(s, {"filter": {"environment": "bulk"}, "action": "renew", "expect_count": 6})
+    assert {x["expires_at"][:4] for x in renewed["licenses"]} == {"2091"}
+    stopped = bulk(s, {"filter": {"environment": "bulk"}, "action": "suspend", "body": {"reason": "audit"}, "expect_count": 6})
+    assert (stopped["done"], stopped["failed"]) == (5, 1), "one is inactive"
+    bad = [x for x in stopped["licenses"] if x["result"] == "failed"]
+    assert bad[0]["id"] == made[0]["id"] and bad[0]["code"] == "action_not_allowed"
+    assert s.api.get("/licenses?environment=bulk&status=suspended&count=1")["count"] == 5
+    assert [h["event"] for h in s.api.get(f"/licenses/{made[1]['id']}/history")["items"]].count("license.suspended") == 1
+    problem(s.api("POST", "/licenses/bulk", {**want, "filter": {"colour": "red"}}), 400, "unknown_field", "filter.colour")
+    problem(s.api("POST", "/licenses/bulk", {**want, "body": {"until": "x"}}), 400, "unknown_field", "body.until")
+    problem(s.api("POST", "/licenses/bulk", {**want, "action": "explode"}), 400, "invalid_field", "action")
+    rows = [a for a in s.api.get("/audit?limit=50")["items"] if a["action"] == "license.bulk"]
+    assert rows[0]["after"]["done"] == 5
+
+
+# ---- transfers ---------------------------------------------------------------------------------------------------------------
+
+
+def offer(s, license_id, expect=201, **kw):
+    return s.api("POST", f"/licenses/{license_id}/transfer", kw, expect).json()
+
+
+def test_lic_1_10_1_35_transfer_to_another_customer_moves_everything_at_once(s, many):
+    l = lic(s, "Movable", grants=[{"selector": "exact", "value": "1.0.0"}])
+    bound = s.add_credential(s.a["id"], name="bound", license_id=l["id"])
+    free_b = s.add_credential(s.b["id"], name="b's own")
+    only = lic(s, "Only", customer=s.add_customer("mover"))
+    mover = s.api.get("/customers?slug=mover")["items"][0]
+    own = s.add_credential(mover["id"], name="own")
+    pull(s, l["key"])
+    pull(s, bound["secret"])
+    pull(s, own["secret"])
+    t = offer(s, only["id"], to_customer_id=s.b["id"], reason="merger")
+    assert t["id"].startswith("trf_") and t["secret"].startswith("pgt_") and t["status"] == "pending" and t["direction"] == "internal"
+    assert t["expires_at"] > day(6.9) and "secret" not in s.api.get("/transfers/" + t["id"])
+    problem(s.api("POST", f"/licenses/{only['id']}/transfer", {"to_customer_id": s.b["id"]}), 409, "offered_already")
+    pull(s, own["secret"])
+    s.api.post(f"/transfers/{t['id']}/accept", {"secret": t["secret"], "name": "Only, moved"}, 200)
+    pull(s, own["secret"], status=403)
+    moved = s.api.get("/licenses/" + only["id"])
+    assert moved["customer_id"] == s.b["id"] and moved["source"] == "transfer" and moved["name"] == "Only, moved"
+    t = offer(s, l["id"], to_customer_id=s.b["id"])
+    r = s.api.post(f"/transfers/{t['id']}/accept", {"secret": t["secret"]}, 200)
+    assert r["status"] == "accepted" and r["key"] != l["key"] and r["license_id"] == l["id"]
+    pull(s, l["key"], status=401)
+    pull(s, bound["secret"], status=401)
+    pull(s, r["key"])
+    pull(s, free_b["secret"])
+    assert l["id"] in [i["id"] for i in s.api.get("/licenses?customer=initech")["items"]] and l["id"] not in [i["id"] for i in s.api.get("/licenses?customer=globex")["items"]]
+    assert names(s, "q=movable%20initech") == ["Movable"] and names(s, "q=movable%20globex") == []
+    history = {h["event"]: h for h in s.api.get(f"/licenses/{l['id']}/history?limit=100")["items"]}
+    assert {"license.reset", "license.transfer_given", "license.transferred"} <= set(history)
+    assert history["license.transferred"]["data"]["from_customer_id"] == s.a["id"]
+    events = [e["type"] for e in s.api.get("/events?limit=200")["items"] if e.get("license_id") == l["id"]]
+    assert {"transfer.offered", "transfer.accepted"} <= set(events)
+    problem(s.api("POST", f"/transfers/{t['id']}/accept", {"secret": t["secret"]}), 409, "transfer_ended")
+    problem(s.api("POST", f"/licenses/{many['Dead']['id']}/transfer", {"to_customer_id": s.b["id"]}), 409, "action_not_allowed")
+
+
+def test_lic_1_33_the_secret_is_shown_once_and_five_wrong_ones_end_the_offer(s, many):
+    l = lic(s, "Guarded")
+    t = offer(s, l["id"], to_customer_id=s.b["id"], lifetime="1h")
+    assert t["secret"] not in s.api("GET", "/transfers").text + s.api("GET", "/audit?limit=20").text + s.api("GET", "/events?limit=50").text
+    for row in sql(s, "SELECT * FROM transfers WHERE id=?", t["id"]):
+        assert t["secret"] not in [str(x) for x in row]
+    for wrong in ("x", t["secret"][:-1], t["secret"].upper()):
+        problem(s.api("POST", f"/transfers/{t['id']}/accept", {"secret": wrong}), 403, "wrong_secret", "secret")
+    assert s.api.get("/transfers/" + t["id"])["status"] == "pending"
+    for _ in range(2):
+        problem(s.api("POST", f"/transfers/{t['id']}/accept", {"secret": "no"}), 403, "wrong_secret")
+    wait_for("the offer to die", lambda: s.api.get("/transfers/" + t["id"])["status"] == "dead")
+    problem(s.api("POST", f"/transfers/{t['id']}/accept", {"secret": t["secret"]}), 409, "transfer_ended")
+    again = offer(s, l["id"], to_customer_id=s.b["id"])
+    sql(s, "UPDATE transfers SET expires_at=1 WHERE id=?", again["id"])
+    assert s.api.get("/transfers/" + again["id"])["status"] == "expired"
+    problem(s.api("POST", f"/transfers/{again['id']}/accept", {"secret": again["secret"]}), 409, "transfer_expired")
+    third = offer(s, l["id"], to_customer_id=s.b["id"])
+    assert s.api.post(f"/transfers/{third['id']}/cancel", {"reason": "typo"}, 200)["status"] == "cancelled"
+    assert s.api.get("/licenses/" + l["id"])["customer_id"] == s.a["id"]
+    for bad in ({"to_customer_id": "cus_none"}, {"to_customer_id": s.a["id"]}, {}, {"to_vendor": "nobody"}, {"to_customer_id": s.b["id"], "lifetime": "1000d"},
+                {"to_customer_id": s.b["id"], "to_vendor": "x"}):
+        problem(s.api("POST", f"/licenses/{l['id']}/transfer", bad), 400)
+
+
+def test_lic_1_11_1_34_the_portal_lists_what_is_offered_and_the_customer_decides(s, many):
+    l = lic(s, "For you", period="P1Y", expires_at="2090-01-01", allowed_cidrs=["127.0.0.0/8"])
+    c = s.add_credential(s.b["id"], name="portal")
+    stranger = s.add_credential(s.a["id"], name="stranger")
+    auth = {"Authorization": basic("initech", c["secret"])}
+    base = s.admin_base + "/portal/v1/transfers"
+    t = offer(s, l["id"], to_customer_id=s.b["id"])
+    items = requests.get(base + "?status=pending", headers=auth).json()["items"]
+    assert [i["id"] for i in items] == [t["id"]] and "secret" not in items[0] and items[0]["from_customer_id"] is None
+    assert items[0]["license"] == {"name": "For you", "application": "shop", "application_name": "Shop", "status": "active", "type": "paid", "period": "P1Y",
+                                   "expires_at": l["expires_at"], "allowed_cidrs": ["127.0.0.0/8"]}
+    assert requests.get(base, headers={"Authorization": basic("globex", stranger["secret"])}).json()["items"] == []
+    r = requests.post(f"{base}/{t['id']}/accept", json={"secret": t["secret"]}, headers={"Authorization": basic("globex", stranger["secret"])})
+    problem(r, 404)
+    problem(requests.post(f"{base}/{t['id']}/accept", json={"secret": "wrong"}, headers=auth), 403, "wrong_secret")
+    assert requests.post(f"{base}/{t['id']}/reject", json={"reason": "no need"}, headers=auth).json()["status"] == "rejected"
+    assert s.api.get("/transfers/" + t["id"])["reason"] == "no need" and s.api.get("/transfers?status=rejected")["items"]
+    t = offer(s, l["id"], to_customer_id=s.b["id"])
+    done = requests.post(f"{base}/{t['id']}/accept", json={"secret": t["secret"]}, headers=auth)
+    assert done.status_code == 200 and done.json()["status"] == "accepted", done.text
+    pull(s, done.json()["key"])
+    assert l["id"] in [i["id"] for i in requests.get(s.admin_base + "/portal/v1/licenses", headers=auth).json()["items"]]
+
+
+def test_lic_1_31_1_32_transfer_to_another_vendor(s, many):
+    api, v = second_vendor(s, "reseller")
+    assert [x["slug"] for x in api.get("/vendors")["items"]] == ["reseller"], "the id that is told to who gives"
+    cus = api.post("/customers", {"slug": "end-user", "name": "End User"})
+    l = lic(s, "Resold", grants=[{"selector": "exact", "value": "1.0.0"}], order_number="O-1")
+    t = offer(s, l["id"], to_vendor="reseller")
+    assert t["direction"] == "outgoing" and t["to_customer_id"] is None
+    seen = api.get("/transfers?direction=incoming&status=pending")["items"]
+    assert [x["id"] for x in seen] == [t["id"]] and seen[0]["from_customer_id"] is None and seen[0]["license"]["name"] == "Resold"
+    problem(s.api("POST", f"/transfers/{t['id']}/accept", {"secret": t["secret"], "customer_id": s.b["id"]}), 403, "not_yours")
+    problem(api("POST", f"/transfers/{t['id']}/cancel", {}), 403, "not_yours")
+    problem(api("POST", f"/transfers/{t['id']}/accept", {"secret": t["secret"]}), 400, "missing_field", "customer_id")
+    problem(api("POST", f"/transfers/{t['id']}/accept", {"secret": t["secret"], "customer_id": s.b["id"]}), 400, "unknown_reference", "customer_id")
+    problem(api("POST", f"/transfers/{t['id']}/accept", {"secret": t["secret"], "customer_id": cus["id"]}), 409, "application_not_there")
+    up = api.post("/upstreams", {"name": "main", "url": s.registry.url, "username": s.registry.user, "password": s.registry.password})
+    app = api.post("/applications", {"slug": "shop", "name": "Shop again", "repositories": [
+        {"name": "reseller/api", "upstream_id": up["id"], "upstream_repository": "acme/api"}]})
+    problem(second_vendor(s, "third")[0]("GET", "/transfers/" + t["id"]), 404)
+    r = api.post(f"/transfers/{t['id']}/accept", {"secret": t["secret"], "customer_id": cus["id"]}, 200)
+    got = api.get("/licenses/" + l["id"])
+    assert got["customer_id"] == cus["id"] and got["application_id"] == app["id"] and got["name"] == "Resold" and [g["value"] for g in got["grants"]] == ["1.0.0"]
+    problem(s.api("GET", "/licenses/" + l["id"]), 404)
+    assert names(s, "q=resold") == [] and names(s, "q=resold", api) == ["Resold"] and names(s, "order_number=O-1", api) == ["Resold"]
+    pull(s, r["key"], "/v2/reseller/api/manifests/1.0.0")
+    pull(s, l["key"], status=401)
+    assert {"transfer.offered", "transfer.accepted"} <= {e["type"] for e in api.get("/events?limit=100")["items"]}
+    assert s.api.get("/transfers/" + t["id"])["status"] == "accepted"
+    assert s.api.get("/audit/verification")["ok"] is True
+
+
+def test_lic_4_13_4_14_not_assigned_yet(s, many):
+    """A pool: licenses of a customer that stands for nobody, inactive until they are given to somebody."""
+    pool = s.add_customer("unassigned", name="Not assigned")
+    l = lic(s, "Seat 1", customer=pool, status="inactive")
+    s.get("/v2/shop/api/manifests/1.0.0", ("x", l["key"]))
+    pull(s, l["key"], status=403)
+    assert names(s, "customer=unassigned&status=inactive") == ["Seat 1"]
+    t = offer(s, l["id"], to_customer_id=s.b["id"])
+    key = s.api.post(f"/transfers/{t['id']}/accept", {"secret": t["secret"]}, 200)["key"]
+    s.api.post(f"/licenses/{l['id']}/activate", {}, 200)
+    pull(s, key)
+    assert names(s, "customer=unassigned") == []
