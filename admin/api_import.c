@@ -6,6 +6,7 @@
 #include "api_routes.h"
 #include "batch.h"
 #include "http.h"
+#include "licensemodel.h"
 #include "licensequery.h"
 #include "licenses.h"
 #include "outbox.h"
@@ -255,8 +256,13 @@ static enum err line_body(struct api *rq, const struct jv *row, struct jv *in)
     }
     struct jv *grants = jv_get(in, "grants");
     for (size_t i = 0; i < jv_len(grants); i++) { /* as an export has them */
-        jv_del(jv_at(grants, i), "id");
-        jv_del(jv_at(grants, i), "created_at");
+        for (const struct field *shown = GRANT_FIELDS; shown->name; shown++) {
+            const struct field *in_too = GRANT_IN_FIELDS;
+            while (in_too->name && strcmp(in_too->name, shown->name) != 0)
+                in_too++;
+            if (!in_too->name)
+                jv_del(jv_at(grants, i), shown->name);
+        }
         if (!jv_len(jv_get(jv_at(grants, i), "repositories")))
             jv_del(jv_at(grants, i), "repositories");
     }
