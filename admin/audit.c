@@ -400,9 +400,7 @@ enum err audit_read(struct audit_reader *r, struct str line, struct error *reter
         err = error_set(reterr, ERR_INVALID, "record %lld does not follow the one before it", (long long)row.seq);
     else if (row.seq == 1 && prev.n)
         err = error_set(reterr, ERR_INVALID, "record 1 follows another one");
-    else if (r->records && is_same_vendor && row.form != 1 && !str_eq_c(vendor_prev, r->vendor_hash))
-        err = error_set(reterr, ERR_INVALID, "a record between %lld and %lld is missing", (long long)r->seq, (long long)row.seq);
-    else if (r->is_mixed && r->has_gap)
+    else if ((r->records && is_same_vendor && row.form != 1 && !str_eq_c(vendor_prev, r->vendor_hash)) || (r->is_mixed && r->has_gap))
         err = error_set(reterr, ERR_INVALID, "a record between %lld and %lld is missing", (long long)r->seq, (long long)row.seq);
     if (!err) {
         r->seq = row.seq;
