@@ -348,7 +348,9 @@ static void on_done(void *ctx, enum err err, const char *text, bool got_bytes)
 static void call_refused(void *arg)
 {
     struct call *c = arg;
-    call_over(c, ERR_INVALID, c->text);
+    char why[ERROR_MAX];
+    memcpy(why, c->text, sizeof why);
+    call_over(c, ERR_INVALID, why);
 }
 
 static void call_start(struct delivery *d, struct call *c, const char *url, const struct jv *event, struct str type, struct str secret)
@@ -364,8 +366,8 @@ static void call_start(struct delivery *d, struct call *c, const char *url, cons
     c->next = d->calls;
     d->calls = c;
     d->n_calls++;
-    if (fetch_url_parse(url, &u, &error)) {
-        snprintf(c->text, sizeof c->text, "%s", error.text);
+    if (!url || fetch_url_parse(url, &u, &error)) {
+        snprintf(c->text, sizeof c->text, "%s", url ? error.text : "its secret cannot be read: give it another one");
         loop_defer(d->loop, call_refused, c);
         return;
     }
@@ -426,7 +428,7 @@ static enum err webhook_look(struct delivery *d, const char *webhook_id, int64_t
         sb_addf(&aad, "%s|secret", webhook_id);
         if (keyring_unseal(d->admin->keys, sb_str(&aad), store_col_str(st, at + 4), &secret, &secret_n)) {
             mem_free(url);
-            url = mem_strdup(""); /* refused, with a reason that is about right: the webhook cannot be used */
+            url = NULL;
         }
         call_start(d, c, url, event, jv_get_str(event, "type"), secret ? (struct str){secret, secret_n} : S(""));
         if (secret)

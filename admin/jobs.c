@@ -30,7 +30,6 @@
 #define RETRY_MAX_S     3600
 #define PRUNE_EVERY_S   60
 #define PRUNE_AT_ONCE   "1000" /* rows of each kind */
-#define NOTICE_KEEP_S   (400 * DAY_S) /* longer than any reminder is early */
 #define DENIALS_KEEP_H  48
 #define ERROR_MAX       300 /* characters of an error that are kept */
 
@@ -671,9 +670,9 @@ static enum err look(struct jobs *j, int64_t now_s, struct error *reterr)
                      reterr);
     static const char *const sqls[] = {
         "SELECT COUNT(*) FROM (SELECT 1 FROM webhook_deliveries d JOIN webhooks w ON w.id=d.webhook_id AND w.enabled=1 WHERE d.status='pending' AND ?<>0" UP_TO,
-        "SELECT COUNT(*) FROM (SELECT 1 FROM webhook_deliveries WHERE finished_at<>0 AND status='failed' AND ?<>0" UP_TO,
+        "SELECT COUNT(*) FROM (SELECT 1 FROM webhook_deliveries WHERE status='failed' AND ?<>0" UP_TO,
         "SELECT COUNT(*) FROM (SELECT 1 FROM mails WHERE status='pending' AND ?<>0" UP_TO,
-        "SELECT COUNT(*) FROM (SELECT 1 FROM mails WHERE finished_at<>0 AND status='failed' AND ?<>0" UP_TO,
+        "SELECT COUNT(*) FROM (SELECT 1 FROM mails WHERE status='failed' AND ?<>0" UP_TO,
     };
     for (size_t i = 0; !err && i < 4; i++)
         err = number(s, sqls[i], 1, &counts[i], reterr);

@@ -23,7 +23,7 @@
 #define TICK_MS    1000
 #define SEND_MS    60000     /* for one mail, from the connection to the server's word */
 #define REST_MS    10000     /* after a server that cannot be reached */
-#define ENCODED_MAX 45       /* bytes of UTF-8 in one encoded word: 60 characters of base64, 75 in all (RFC 2047) */
+#define ENCODED_MAX 39      /* bytes of UTF-8 in one encoded word: with "Subject: " before it the line stays below 76 (RFC 2047) */
 #define LINE_CHARS 76        /* of base64 in a body */
 #define ERROR_MAX  400
 #define DAY_S      INT64_C(86400)
@@ -33,7 +33,7 @@
 enum {
     V_CUSTOMER_NAME, V_CUSTOMER_SLUG, V_CUSTOMER_EMAIL, V_LICENSE_ID, V_LICENSE_NAME, V_LICENSE_STATUS, V_LICENSE_TYPE, V_LICENSE_EXPIRES,
     V_LICENSE_GRACE, V_LICENSE_UPDATES, V_LICENSE_PERIOD, V_LICENSE_KEY, V_APP_NAME, V_APP_SLUG, V_VENDOR_NAME, V_VENDOR_SLUG, V_VENDOR_SUPPORT,
-    V_RENEW, V_REGISTRY, V_EVENT, V_REASON, V_DAYS,
+    V_RENEW, V_REGISTRY, V_EVENT, V_REASON, V_DAYS, V_ORDER,
 };
 const char *const MAIL_PLACEHOLDER_NAMES[MAIL_PLACEHOLDERS] = {
     [V_CUSTOMER_NAME] = "customer.name",
@@ -58,6 +58,7 @@ const char *const MAIL_PLACEHOLDER_NAMES[MAIL_PLACEHOLDERS] = {
     [V_EVENT] = "event.type",
     [V_REASON] = "event.reason",
     [V_DAYS] = "event.days",
+    [V_ORDER] = "order.number",
 };
 
 #define HELLO "Hello {{customer.name}},\n\n"
@@ -81,6 +82,8 @@ const struct mail_template MAIL_DEFAULTS[] = {
     {"license.payment_failed", "A payment for {{license.name}} failed",
      HELLO "a payment for the license \"{{license.name}}\" for {{application.name}} failed. Without a payment the license will be suspended.\n\n"
            "Pay: {{renew_url}}" BYE},
+    {"order.created", "Your order {{order.number}}",
+     HELLO "thank you for your order {{order.number}}: \"{{license.name}}\" for {{application.name}}. You will be told when the license is active." BYE},
     {NULL, NULL, NULL},
 };
 
@@ -183,7 +186,7 @@ void mail_values_sample(struct mail_values *ret, struct str event)
 {
     static const char *const samples[MAIL_PLACEHOLDERS] = {
         "Globex", "globex", "ops@globex.example", "lic_01hzy0000000000000000000000", "Production", "active", "paid", "2030-12-31", "2031-01-07", "2030-12-31",
-        "P1Y", "AB12CD", "Shop", "shop", "Acme", "acme", "support@acme.example", "https://acme.example/renew", "registry.acme.example", "", "overdue", "14",
+        "P1Y", "AB12CD", "Shop", "shop", "Acme", "acme", "support@acme.example", "https://acme.example/renew", "registry.acme.example", "", "overdue", "14", "2030-0001",
     };
     for (int i = 0; i < MAIL_PLACEHOLDERS; i++)
         set(ret, i, str_c(samples[i]));
@@ -218,7 +221,7 @@ enum err mail_values_load(struct admin *a, struct store *s, const char *vendor_i
     store_done(&st);
     if (!err)
         err = store_query(s, &st, reterr,
-                          "SELECT l.id, l.name, l.status, l.type, l.expires_at, l.grace_days, l.updates_until, l.period, l.key_prefix, p.name, p.slug"
+                          "SELECT l.id, l.name, l.status, l.type, l.expires_at, l.grace_days, l.updates_until, l.period, l.key_prefix, p.name, p.slug, l.order_number"
                           " FROM licenses l JOIN applications p ON p.id=l.application_id WHERE l.id=? AND l.vendor_id=?",
                           "sz", license_id, vendor_id);
     row = false;
@@ -236,6 +239,7 @@ enum err mail_values_load(struct admin *a, struct store *s, const char *vendor_i
         set(&v, V_LICENSE_KEY, store_col_str(st, 8));
         set(&v, V_APP_NAME, store_col_str(st, 9));
         set(&v, V_APP_SLUG, store_col_str(st, 10));
+        set(&v, V_ORDER, store_col_str(st, 11));
     }
     store_done(&st);
     struct fetch_url url = {0};

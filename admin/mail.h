@@ -31,7 +31,7 @@ struct mail_template {
 extern const struct mail_template MAIL_DEFAULTS[]; /* ended by one without event */
 const struct mail_template *mail_default(struct str event); /* NULL: none */
 
-#define MAIL_PLACEHOLDERS 22
+#define MAIL_PLACEHOLDERS 23
 extern const char *const MAIL_PLACEHOLDER_NAMES[MAIL_PLACEHOLDERS];
 struct mail_values {
     char *value[MAIL_PLACEHOLDERS]; /* NULL: nothing */

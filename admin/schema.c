@@ -380,6 +380,7 @@ static const char MIGRATION_4[] =
     " error TEXT NOT NULL DEFAULT '', duration_ms INTEGER NOT NULL DEFAULT 0, created_at INTEGER NOT NULL," /* began to be tried: moves with a redelivery */
     " finished_at INTEGER NOT NULL DEFAULT 0, UNIQUE (webhook_id, event_id)) WITHOUT ROWID;\n"
     "CREATE INDEX webhook_deliveries_pending ON webhook_deliveries(webhook_id, event_id) WHERE status='pending';\n"
+    "CREATE INDEX webhook_deliveries_failed ON webhook_deliveries(webhook_id) WHERE status='failed';\n"
     "CREATE INDEX webhook_deliveries_over ON webhook_deliveries(finished_at) WHERE finished_at<>0;\n"
 
     "CREATE TABLE mail_templates ("
@@ -394,6 +395,7 @@ static const char MIGRATION_4[] =
     " attempts INTEGER NOT NULL DEFAULT 0, next_attempt_ms INTEGER NOT NULL, error TEXT NOT NULL DEFAULT '',"
     " created_at INTEGER NOT NULL, finished_at INTEGER NOT NULL DEFAULT 0, UNIQUE (event_id, recipient)) WITHOUT ROWID;\n"
     "CREATE INDEX mails_pending ON mails(next_attempt_ms) WHERE status='pending';\n"
+    "CREATE INDEX mails_failed ON mails(vendor_id) WHERE status='failed';\n"
     "CREATE INDEX mails_list ON mails(vendor_id, event_id);\n"
     "CREATE INDEX mails_over ON mails(finished_at) WHERE finished_at<>0;\n";
 
