@@ -389,9 +389,10 @@ static enum err coupon_value(struct api *rq, const struct jv *plan, int64_t subt
         struct period p;
         if (period_parse(jv_str(value), &p, &rq->error))
             return ERR_INTERNAL;
-        if (str_eq(jv_get_str(plan, "type"), S("perpetual")))
+        bool has_trial_days = jv_get_int(plan, "trial_days", 0) > 0;
+        if (str_eq(jv_get_str(plan, "type"), S("perpetual")) || (!has_trial_days && !jv_get_str(plan, "period").n))
             return refuse(rq, "coupon_not_applicable", "the plan has no period that could be longer");
-        if (jv_get_int(plan, "trial_days", 0) && p.months)
+        if (has_trial_days && p.months)
             return refuse(rq, "coupon_not_applicable", "a trial is made longer by days only");
         snprintf(u->free_period, sizeof u->free_period, "%.*s", STR(jv_str(value)));
     } else if (jv_type(value) == JV_STRING) {

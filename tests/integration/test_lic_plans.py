@@ -312,7 +312,7 @@ def test_lic_2_5_a_trial_beyond_the_cap_is_refused_with_the_reason(s, cus):
 def test_lic_2_4_a_customer_starts_a_trial_himself(s, cus):
     c, auth = cus
     p = plan(s, type="trial", trial_days=7, self_service=True, visible=True, starts_on="activation", allowed_email_domains=[f"{c['slug']}.example"])
-    assert s.get("/v2/shop/api/manifests/1.0.0", auth, headers={"Accept": MT}).status_code in (403, 404)
+    denied(s, auth, "1.0.0", "no_license")
     t = portal(s, auth, "POST", "/trials", {"plan_id": p["id"], "name": "My trial", "company": "Globex"}, 201).json()
     assert t["status"] == "active" and t["key"] and 6.9 < days_from_now(t["expires_at"]) < 7.1
     pull(s, auth, "1.0.0", 200)
@@ -618,7 +618,11 @@ def test_lic_0_15_a_free_period_is_added_when_it_begins(s, cus):
     assert 41.9 < days_from_now(lic_of(s, o)["expires_at"]) < 45.1
     t = order(s, c, plan(s, type="trial", trial_days=10), coupon=free["code"])
     assert lic_of(s, t)["trial_days"] == 24
-    problem(s.api("POST", "/orders", {"customer_id": c["id"], "plan_id": plan(s, type="perpetual")["id"], "name": "p", "coupon": free["code"]}), 409, "coupon_not_applicable")
+    for p in (plan(s, type="perpetual"), plan(s, type="development", period=None)):
+        problem(s.api("POST", "/orders", {"customer_id": c["id"], "plan_id": p["id"], "name": "p", "coupon": free["code"]}), 409, "coupon_not_applicable")
+    months = coupon(s, "free_period", "P1M")
+    problem(s.api("POST", "/orders", {"customer_id": c["id"], "plan_id": plan(s, type="trial", trial_days=10, trial_cap=0)["id"], "name": "p", "coupon": months["code"]}), 409,
+            "coupon_not_applicable")
 
 
 def test_lic_2_14_a_discount_for_some_customers(s):
