@@ -306,7 +306,7 @@ static enum err grant_remove_version(struct api *rq)
     struct str version = jv_get_str(rq->in, "version");
     enum err err = license_for_action(rq, LIFECYCLE_GRANTS, &r);
     const struct jv *grant = err ? NULL : grant_find(rq->before, rq->params[1]);
-    struct jv *excluded = jv_copy(jv_get(grant, "excluded"));
+    struct jv *excluded = grant ? jv_copy(jv_get(grant, "excluded")) : NULL;
     struct str selector = jv_get_str(grant, "selector");
     if (!err && !grant)
         err = api_not_found(rq, "grant");

@@ -312,7 +312,7 @@ def test_every_route_with_another_vendors_ids(w):
         body = sample(w.doc, content["schema"]) if content else {}
         fixed = {"slug": f"n{next(COUNT)}", "name": f"n{next(COUNT)}"}
         body = {**body, **{k: v for k, v in fixed.items() if k in body}} if method != "GET" else None
-        full = path
+        full, is_known = path, bool(names)  # a parameter that is no id of a row (a mail's type) is nobody's
         for segment, param in names:
             candidates = [i for i in mine.get(TABLES.get(segment, segment.replace("-", "_")), []) if i not in own]
             if (segment, param) == ("users", "user_id"):
@@ -321,13 +321,14 @@ def test_every_route_with_another_vendors_ids(w):
                 candidates = [w.lic["id"]]
             if segment in ("customers",):
                 candidates = [w.cus["id"]]
+            is_known = is_known and (bool(candidates) or param == "version")
             full = full.replace("{" + param + "}", str(candidates[0]) if candidates else "1.0.0", 1)
         r = other(method, full.removeprefix("/api/v1"), body)
         sent |= set(re.findall(r"\b[a-z]{2,4}_[0-9a-z]{20,}\b", full))  # its own audit names what it asked for
         seen = [i for i in ids - sent if i in r.text]
         assert not seen, (method, full, seen, r.text)
         assert CANARY not in r.text and "globex" not in r.text
-        if names and not op["operationId"].startswith("self."):
+        if is_known and not op["operationId"].startswith("self."):
             tried += 1
             refused_before = dict.fromkeys(("vendor.suspend", "vendor.reinstate", "signing_key.retire"), "role_not_allowed")
             if r.status_code != 404:
