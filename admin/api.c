@@ -1,5 +1,7 @@
 #include "api.h"
 
+#include "licensemodel.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -52,7 +54,7 @@ void api_release(struct api *rq)
     mem_free(rq->next_link);
     mem_free(rq->etag);
     jv_free(rq->problem);
-    jv_free(rq->effect_before);
+    effect_free(&rq->effect);
     mem_free(rq->audit_object);
     jv_free(rq->before);
     jv_free(rq->after);

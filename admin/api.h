@@ -64,6 +64,7 @@ struct schema {
 
 #define API_MAX_PARAMS 3
 struct route;
+struct effect;
 struct api {
     unsigned magic;
     struct admin *admin;
@@ -114,8 +115,8 @@ struct api {
     struct jv *problem; /* further members of the problem document, or NULL */
 
     /* ?dry_run=1: what is written is taken back after the answer (http.c); effect.c keeps here what could be pulled before */
-    bool is_dry_run, effect_truncated;
-    struct jv *effect_before;
+    bool is_dry_run;
+    struct effect *effect;
 
     /* ROUTE_HASHES */
     bool is_hashing;

@@ -8,7 +8,7 @@
 #include "pullgate/decision.h"
 #include "pullgate/mem.h"
 
-#define EFFECT_TAGS_MAX   20000  /* looked at for one answer: some ten milliseconds of the writer */
+#define EFFECT_TAGS_MAX   20000  /* looked at for one answer: some 0.2 s of the writing connection */
 #define EFFECT_LISTED_MAX 500    /* named in each of gained and lost */
 #define LAST_PULLS_MAX    200    /* lines of last_pulls */
 #define PULLS_LOOKED_MAX  100000 /* newest pulls of the license that are searched for them */
@@ -79,46 +79,83 @@ static bool tag_allowed(const struct entitlement *ent, struct str repository, co
     return false;
 }
 
-/* The tags of one repository into set: {"<tag>":true}. *left: how many may still be looked at. */
-static enum err repository_tags(struct api *rq, const struct entitlement *ent, struct str repository_id, struct str name, struct jv *set,
-                                int64_t *left)
+/* The tags of the application, read once, and which of them could be pulled before and can be after. */
+struct effect {
+    struct tags {
+        char *name;     /* of the repository */
+        struct jv *doc; /* its fact */
+        uint8_t *before, *after;
+    } * repositories;
+    size_t n;
+    bool is_truncated;
+};
+
+void effect_free(struct effect **pe)
+{
+    struct effect *e = *pe;
+    *pe = NULL;
+    for (size_t i = 0; e && i < e->n; i++) {
+        mem_free(e->repositories[i].name);
+        jv_free(e->repositories[i].doc);
+        mem_free(e->repositories[i].before);
+        mem_free(e->repositories[i].after);
+    }
+    if (e)
+        mem_free(e->repositories);
+    mem_free(e);
+}
+
+/* *ret NULL: there is no such customer. */
+static enum err entitlement_load(struct api *rq, struct str customer_id, struct entitlement **ret)
 {
     struct jv *doc = NULL;
-    enum err err = fact_load(rq, "t:", repository_id, &doc);
-    const struct jv *tags = jv_get(doc, "tags");
-    for (void *it = jv_iter(tags); it && !err && *left > 0; it = jv_iter_next(tags, it)) {
-        const struct jv *record = jv_iter_value(it), *digests = jv_get(record, "digests");
-        const struct jv *newest = jv_at(digests, jv_len(digests) ? jv_len(digests) - 1 : 0);
-        struct candidate c = {.tag = str_c(jv_iter_key(it)),
-                              .version = jv_get_str(record, "version"),
-                              .channel = jv_get_str(record, "channel"),
-                              .released_at_s = jv_get_int(record, "released_at", 0)};
-        bool is_there = newest && jv_int(jv_at(newest, 2), -1) == 0 && digest_parse(jv_str(jv_at(newest, 0)), &c.digest, NULL) == ERR_OK;
-        --*left;
-        if (tag_allowed(ent, name, &c, is_there, rq->now_s))
-            jv_set_bool(set, jv_iter_key(it), true);
-    }
+    *ret = NULL;
+    enum err err = fact_load(rq, "c:", customer_id, &doc);
+    if (!err && doc && entitlement_parse(doc, ret, &rq->error))
+        err = ERR_INTERNAL;
     jv_free(doc);
+    for (size_t i = 0; *ret && i < (*ret)->n_licenses; i++)
+        (*ret)->licenses[i].n_allowed_cidrs = 0;
     return err;
 }
 
-/* {"<repository>":{"<tag>":true}} of the application for the customer. */
-static enum err pullable(struct api *rq, struct str customer_id, struct str application_id, struct jv **ret, bool *ret_truncated)
+static bool record_allowed(const struct entitlement *ent, const struct tags *t, const char *tag, const struct jv *record, int64_t now_s)
 {
-    struct jv *doc = NULL, *all = jv_object();
-    struct entitlement *ent = NULL;
+    const struct jv *digests = jv_get(record, "digests");
+    const struct jv *newest = jv_at(digests, jv_len(digests) ? jv_len(digests) - 1 : 0);
+    struct candidate c = {.tag = str_c(tag),
+                          .version = jv_get_str(record, "version"),
+                          .channel = jv_get_str(record, "channel"),
+                          .released_at_s = jv_get_int(record, "released_at", 0)};
+    bool is_there = newest && jv_int(jv_at(newest, 2), -1) == 0 && digest_parse(jv_str(jv_at(newest, 0)), &c.digest, NULL) == ERR_OK;
+    return tag_allowed(ent, str_c(t->name), &c, is_there, now_s);
+}
+
+/* What the customer may pull at this moment of the transaction, into the marks of before or after. */
+static enum err effect_mark(struct api *rq, struct effect *e, struct str customer_id, bool is_after)
+{
+    struct entitlement *ent;
+    size_t left = EFFECT_TAGS_MAX;
+    enum err err = entitlement_load(rq, customer_id, &ent);
+    for (size_t i = 0; i < e->n && ent && !err; i++) {
+        struct tags *t = &e->repositories[i];
+        const struct jv *tags = jv_get(t->doc, "tags");
+        size_t k = 0;
+        for (void *it = jv_iter(tags); it && left; it = jv_iter_next(tags, it), k++, left--)
+            (is_after ? t->after : t->before)[k] = record_allowed(ent, t, jv_iter_key(it), jv_iter_value(it), rq->now_s);
+        e->is_truncated = e->is_truncated || k < jv_len(tags);
+    }
+    entitlement_unref(&ent);
+    return err;
+}
+
+static enum err effect_load(struct api *rq, struct str application_id, struct effect *e)
+{
     struct store_stmt *st = NULL;
     struct strbuf list = {0};
-    int64_t left = EFFECT_TAGS_MAX;
     bool row;
-    enum err err = fact_load(rq, "c:", customer_id, &doc);
-    if (!err && doc && entitlement_parse(doc, &ent, &rq->error))
-        err = ERR_INTERNAL;
-    for (size_t i = 0; ent && i < ent->n_licenses; i++)
-        ent->licenses[i].n_allowed_cidrs = 0;
-    if (!err)
-        err = store_query(rq->store, &st, &rq->error, "SELECT id, name FROM repositories WHERE application_id=? ORDER BY name", "s",
-                          application_id);
+    enum err err = store_query(rq->store, &st, &rq->error, "SELECT id, name FROM repositories WHERE application_id=? ORDER BY name", "s",
+                               application_id);
     while (!err) {
         err = store_step(st, &row, &rq->error);
         if (err || !row)
@@ -127,24 +164,20 @@ static enum err pullable(struct api *rq, struct str customer_id, struct str appl
         sb_add_char(&list, ' ');
         sb_add(&list, store_col_str(st, 1));
         sb_add_char(&list, '\n');
+        e->n++;
     }
     store_done(&st);
+    e->repositories = mem_calloc(e->n ? e->n : 1, sizeof *e->repositories);
     struct str rest = sb_str(&list), line, id, name;
-    while (!err && ent && str_next(&rest, '\n', &line) && str_cut(line, ' ', &id, &name)) {
-        struct jv *set = jv_object();
-        char *key = str_dup(name);
-        err = repository_tags(rq, ent, id, name, set, &left);
-        jv_set(all, key, set);
-        mem_free(key);
+    for (size_t i = 0; i < e->n && !err && str_next(&rest, '\n', &line) && str_cut(line, ' ', &id, &name); i++) {
+        struct tags *t = &e->repositories[i];
+        t->name = str_dup(name);
+        err = fact_load(rq, "t:", id, &t->doc);
+        size_t n = jv_len(jv_get(t->doc, "tags"));
+        t->before = mem_calloc(n + 1, 1);
+        t->after = mem_calloc(n + 1, 1);
     }
-    *ret_truncated = left <= 0;
-    entitlement_unref(&ent);
-    jv_free(doc);
     sb_free(&list);
-    if (err)
-        jv_free(all);
-    else
-        *ret = all;
     return err;
 }
 
@@ -152,49 +185,48 @@ static enum err pullable(struct api *rq, struct str customer_id, struct str appl
 
 enum err effect_begin(struct api *rq, struct str customer_id, struct str application_id)
 {
-    bool truncated = false;
     if (!rq->is_dry_run)
         return ERR_OK;
-    jv_free(rq->effect_before);
-    rq->effect_before = NULL;
-    enum err err = pullable(rq, customer_id, application_id, &rq->effect_before, &truncated);
-    rq->effect_truncated = truncated;
-    return err;
+    effect_free(&rq->effect);
+    rq->effect = NEW(struct effect);
+    enum err err = effect_load(rq, application_id, rq->effect);
+    return err ? err : effect_mark(rq, rq->effect, customer_id, false);
 }
 
-/* What a has and b has not. */
-static struct jv *without(const struct jv *a, const struct jv *b, bool *truncated)
+/* Tags that could be pulled and can no longer (is_lost), or the other way round. */
+static struct jv *effect_list(struct effect *e, bool is_lost)
 {
     struct jv *list = jv_array();
-    for (void *it = jv_iter(a); it; it = jv_iter_next(a, it)) {
-        const struct jv *tags = jv_iter_value(it), *others = jv_get(b, jv_iter_key(it));
-        for (void *t = jv_iter(tags); t; t = jv_iter_next(tags, t)) {
-            if (jv_get(others, jv_iter_key(t)))
+    for (size_t i = 0; i < e->n; i++) {
+        const struct tags *t = &e->repositories[i];
+        const struct jv *tags = jv_get(t->doc, "tags");
+        size_t k = 0;
+        for (void *it = jv_iter(tags); it; it = jv_iter_next(tags, it), k++) {
+            if (t->before[k] == t->after[k] || (t->before[k] != 0) != is_lost)
                 continue;
             if (jv_len(list) == EFFECT_LISTED_MAX) {
-                *truncated = true;
+                e->is_truncated = true;
                 return list;
             }
             struct jv *one = jv_object();
-            jv_set_c(one, "repository", jv_iter_key(it));
-            jv_set_c(one, "tag", jv_iter_key(t));
+            jv_set_c(one, "repository", t->name);
+            jv_set_c(one, "tag", jv_iter_key(it));
             jv_push(list, one);
         }
     }
     return list;
 }
 
-static bool lost_has(const struct jv *before, const struct jv *after, struct str repository, struct str tag)
+static bool is_listed(const struct jv *list, struct str repository, struct str tag)
 {
-    char *r = str_dup(repository), *t = str_dup(tag);
-    bool has = jv_get(jv_get(before, r), t) && !jv_get(jv_get(after, r), t);
-    mem_free(r);
-    mem_free(t);
-    return has;
+    for (size_t i = 0; i < jv_len(list); i++)
+        if (str_eq(jv_get_str(jv_at(list, i), "tag"), tag) && str_eq(jv_get_str(jv_at(list, i), "repository"), repository))
+            return true;
+    return false;
 }
 
 /* Who pulled last, and when, what would be lost. */
-static enum err last_pulls(struct api *rq, struct str license_id, const struct jv *before, const struct jv *after, struct jv *out)
+static enum err last_pulls(struct api *rq, struct str license_id, const struct jv *lost, struct jv *out)
 {
     struct store_stmt *st = NULL;
     struct jv *list = jv_array();
@@ -205,11 +237,11 @@ static enum err last_pulls(struct api *rq, struct str license_id, const struct j
                                "  AND tag<>'' ORDER BY at_ms DESC, id DESC LIMIT ?) p LEFT JOIN customers c ON c.id=p.customer_id"
                                " GROUP BY p.repository, p.tag, p.customer_id ORDER BY 4 DESC",
                                "si", license_id, (int64_t)PULLS_LOOKED_MAX);
-    while (!err && jv_len(list) < LAST_PULLS_MAX) {
+    while (!err && jv_len(lost) && jv_len(list) < LAST_PULLS_MAX) {
         err = store_step(st, &row, &rq->error);
         if (err || !row)
             break;
-        if (!lost_has(before, after, store_col_str(st, 0), store_col_str(st, 1)))
+        if (!is_listed(lost, store_col_str(st, 0), store_col_str(st, 1)))
             continue;
         struct jv *v = jv_object();
         char text[CLOCK_RFC3339_MAX];
@@ -227,22 +259,19 @@ static enum err last_pulls(struct api *rq, struct str license_id, const struct j
     return err;
 }
 
-enum err effect_end(struct api *rq, struct str customer_id, struct str application_id, struct str license_id, struct jv *out)
+enum err effect_end(struct api *rq, struct str customer_id, struct str license_id, struct jv *out)
 {
-    struct jv *after = NULL;
-    bool truncated = false;
-    if (!rq->is_dry_run || !rq->effect_before)
+    struct effect *e = rq->effect;
+    if (!rq->is_dry_run || !e)
         return ERR_OK;
-    enum err err = pullable(rq, customer_id, application_id, &after, &truncated);
+    enum err err = effect_mark(rq, e, customer_id, true);
     if (err)
         return err;
-    truncated = truncated || rq->effect_truncated;
-    struct jv *effect = jv_object();
-    jv_set(effect, "gained", without(after, rq->effect_before, &truncated));
-    jv_set(effect, "lost", without(rq->effect_before, after, &truncated));
-    jv_set_bool(effect, "truncated", truncated);
+    struct jv *effect = jv_object(), *lost = effect_list(e, true);
+    jv_set(effect, "gained", effect_list(e, false));
+    err = last_pulls(rq, license_id, lost, out);
+    jv_set(effect, "lost", lost);
+    jv_set_bool(effect, "truncated", e->is_truncated);
     jv_set(out, "effect", effect);
-    err = last_pulls(rq, license_id, rq->effect_before, after, out);
-    jv_free(after);
     return err;
 }

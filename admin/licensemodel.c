@@ -486,7 +486,7 @@ enum err license_finish(struct api *rq, const struct license_row *r, const struc
         jv_set(rq->out, "changes", changes);
     else
         jv_free(changes);
-    return effect_end(rq, jv_get_str(rq->after, "customer_id"), jv_get_str(rq->after, "application_id"), str_c(r->id), rq->out);
+    return effect_end(rq, jv_get_str(rq->after, "customer_id"), str_c(r->id), rq->out);
 }
 
 enum err license_touch(struct api *rq, const struct license_row *r)

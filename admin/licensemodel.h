@@ -54,7 +54,8 @@ enum err grants_replace(struct api *rq, const struct license_row *r, const struc
 extern const struct field EFFECT_FIELDS[], LAST_PULL_FIELDS[];
 /* Before the first write of a dry run: what the customer may pull of the application. Nothing otherwise. */
 enum err effect_begin(struct api *rq, struct str customer_id, struct str application_id) MUST_USE;
+void effect_free(struct effect **e); /* NULL is fine */
 /* After the last: "effect" into out, and "last_pulls" of what is lost under the license. */
-enum err effect_end(struct api *rq, struct str customer_id, struct str application_id, struct str license_id, struct jv *out) MUST_USE;
+enum err effect_end(struct api *rq, struct str customer_id, struct str license_id, struct jv *out) MUST_USE;
 
 #endif
