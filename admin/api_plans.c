@@ -542,7 +542,7 @@ static bool is_type(const struct jv *plan, const char *type)
     return str_eq_c(jv_get_str(plan, "type"), type);
 }
 
-/* A deleted trial counts too: else deleting one would give another. */
+/* A deleted trial counts too, and one that became another plan's: else either would give a further one. */
 static enum err trial_check_cap(struct api *rq, const struct jv *plan, struct str customer_id)
 {
     struct store_stmt *st = NULL;
@@ -551,7 +551,7 @@ static enum err trial_check_cap(struct api *rq, const struct jv *plan, struct st
     if (!is_type(plan, "trial") || cap <= 0)
         return ERR_OK;
     enum err err = store_query(rq->store, &st, &rq->error,
-                               "SELECT COUNT(*) FROM licenses WHERE vendor_id=? AND customer_id=? AND application_id=? AND type='trial'", "zss",
+                               "SELECT COUNT(*) FROM licenses WHERE vendor_id=? AND customer_id=? AND application_id=? AND (type='trial' OR trial_started_at<>0)", "zss",
                                rq->vendor_id, customer_id, jv_get_str(plan, "application_id"));
     if (!err)
         err = store_step(st, &row, &rq->error);

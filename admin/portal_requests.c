@@ -405,7 +405,8 @@ out:
 
 #define REQUEST_COLUMNS "id, kind, status, customer_id, license_id, plan_id, message, reason, decided_by, decided_at, created_at"
 
-static struct jv *request_print(const struct store_stmt *st)
+/* Who decided is the vendor's to know. */
+static struct jv *request_print(const struct api *rq, const struct store_stmt *st)
 {
     struct jv *v = jv_object();
     jv_set_str(v, "id", store_col_str(st, 0));
@@ -416,7 +417,7 @@ static struct jv *request_print(const struct store_stmt *st)
     jv_set_str(v, "plan_id", store_col_str(st, 5));
     jv_set_str(v, "message", store_col_str(st, 6));
     jv_set_str(v, "reason", store_col_str(st, 7));
-    jv_set_str(v, "decided_by", store_col_str(st, 8));
+    jv_set_str(v, "decided_by", rq->customer_id ? S("") : store_col_str(st, 8));
     jv_set_time(v, "decided_at", store_col_int(st, 9));
     jv_set_time(v, "created_at", store_col_int(st, 10));
     return v;
@@ -441,7 +442,7 @@ static enum err request_load(struct api *rq, struct str id, struct jv **ret)
     if (!err)
         err = store_step(st, &row, &rq->error);
     if (!err && row)
-        v = request_print(st);
+        v = request_print(rq, st);
     store_done(&st);
     if (!err && (!v || !request_is_shown(rq, v)))
         err = api_not_found(rq, "request");
@@ -481,7 +482,7 @@ static enum err request_list(struct api *rq)
         err = store_step(st, &row, &rq->error);
         if (err || !row || !api_page_take(&page, rq->out, store_col_int(st, 10), store_col_str(st, 0).p))
             break;
-        jv_push(items, request_print(st));
+        jv_push(items, request_print(rq, st));
     }
     store_done(&st);
     for (size_t i = 0; i < 4; i++)
