@@ -599,7 +599,7 @@ static enum err grants_add(struct api *rq, struct jv *claims, const char *licens
     struct jv *list = jv_array();
     bool row;
     enum err err = store_query(rq->store, &st, &rq->error,
-                               "SELECT selector, value, include_prerelease, not_before, not_after, repositories FROM grants WHERE license_id=?"
+                               "SELECT selector, value, include_prerelease, not_before, not_after, repositories, excluded FROM grants WHERE license_id=?"
                                " ORDER BY created_at, id",
                                "z", license_id);
     while (!err) {
@@ -613,6 +613,7 @@ static enum err grants_add(struct api *rq, struct jv *claims, const char *licens
         jv_set_time(g, "not_before", store_col_int(st, 3));
         jv_set_time(g, "not_after", store_col_int(st, 4));
         jv_set(g, "repositories", json_of(store_col_str(st, 5), true));
+        jv_set(g, "excluded", json_of(store_col_str(st, 6), true));
         jv_push(list, g);
     }
     store_done(&st);
