@@ -27,8 +27,7 @@ static const struct schema SUBSCRIPTION = {"MarketplaceSubscription", SUBSCRIPTI
 
 static enum err subscription_find(struct api *rq, struct strbuf *ret_id, bool *ret_found)
 {
-    static const struct field SOURCE = {.name = "source", .type = FIELD_STRING, .one_of = SOURCES};
-    static const struct field FIELDS[] = {SOURCE, {.name = NULL}};
+    static const struct field FIELDS[] = {{.name = "source", .type = FIELD_STRING, .one_of = SOURCES}, {.name = NULL}};
     static const struct schema PATH = {"MarketplacePath", FIELDS};
     struct store_stmt *st = NULL;
     struct jv *path = jv_object();

@@ -374,6 +374,71 @@ static void test_days(void **state)
     assert_true(jobs_wake(&t, NULL, 0, 5 * DAY) == 40 * DAY);
 }
 
+/* A license of one plan and, at its end, of another one. */
+static void change_at_end(const char *id, int64_t end, const char *application_id)
+{
+    sqlf("INSERT INTO plans (id, vendor_id, slug, name, application_id, type, period, grants, limits, grace_days, trial_days, trial_cap, trial_cap_per_domain,"
+         " requires_activation, visible, self_service, auto_renew, manual_validation, created_at, updated_at) VALUES ('pln_%s','ven_1','p-%s','P','%s',"
+         "'subscription','P1Y','[{\"selector\":\"exact\",\"value\":\"1.0.0\"}]','{\"pulls\":5}',3,0,1,0,0,0,0,0,0,1,1)",
+         id, id, application_id);
+    sqlf("INSERT INTO scheduled_changes (id, vendor_id, license_id, plan_id, at, status, actor, created_at)"
+         " VALUES ('chg_%s','ven_1','%s','pln_%s',%lld,'pending','token:t',1)",
+         id, id, id, (long long)end);
+    sqlf("UPDATE licenses SET change_at=%lld WHERE id='%s'", (long long)end, id);
+}
+
+static void test_2_20_a_scheduled_change_once_also_after_a_month_down(void **state)
+{
+    int64_t end = at("2027-01-31T22:59:59Z"), records = 0;
+    struct error e = {0};
+    (void)state;
+    license("lic_1", end - 60 * DAY, end, "auto_renew=1, period='P1M', type='subscription', grace_days=9");
+    sqlf("INSERT INTO grants (id, license_id, selector, value, created_at) VALUES ('grt_1','lic_1','all','',1)");
+    change_at_end("lic_1", end, "app_1");
+    run(end - 1);
+    assert_string_equal(rows("SELECT plan_id || period || change_at FROM licenses"), rows("SELECT 'P1M' || %lld", (long long)end));
+    run(end + 40 * DAY);
+    run(end + 41 * DAY);
+    assert_string_equal(rows("SELECT plan_id || ' ' || period || ' ' || grace_days || ' ' || change_at FROM licenses"), "pln_lic_1 P1Y 3 0");
+    assert_string_equal(end_of("lic_1"), "2028-01-31T22:59:59Z"); /* renewed by the other plan's period, from its end */
+    assert_string_equal(rows("SELECT selector || value FROM grants"), "exact1.0.0");
+    assert_string_equal(rows("SELECT status FROM scheduled_changes"), "applied");
+    assert_string_equal(rows("SELECT event FROM license_history WHERE event IN ('license.plan_changed','license.renewed') ORDER BY id"),
+                        "license.plan_changed license.renewed");
+    assert_string_equal(rows("SELECT actor FROM audit WHERE action='license.change_plan'"), "system:clock");
+    assert_int_equal(audit_verify(s, admin.keys, NULL, &records, &e), ERR_OK);
+}
+
+static void test_2_20_a_scheduled_change_that_cannot_be_is_said_so(void **state)
+{
+    int64_t end = at("2027-01-31T22:59:59Z");
+    (void)state;
+    sqlf("INSERT INTO applications (id, vendor_id, slug, name, created_at, updated_at) VALUES ('app_2','ven_1','other','Other',1,1)");
+    license("lic_1", end - 60 * DAY, end, "auto_renew=1, period='P1M', type='subscription'");
+    change_at_end("lic_1", end, "app_2");
+    run(end);
+    assert_string_equal(rows("SELECT status FROM scheduled_changes"), "failed");
+    assert_true(strstr(rows("SELECT detail FROM scheduled_changes"), "another application") != NULL);
+    assert_string_equal(rows("SELECT event FROM license_history WHERE event LIKE '%%change%%'"), "license.change_failed");
+    assert_string_equal(rows("SELECT COUNT(*) FROM audit WHERE action='license.change_plan'"), "0");
+    assert_string_equal(rows("SELECT plan_id || period || change_at FROM licenses"), "P1M0"); /* it stays what it is, and goes on */
+    assert_string_equal(end_of("lic_1"), "2027-02-28T22:59:59Z");
+}
+
+static void test_2_20_the_change_of_a_suspended_license_waits(void **state)
+{
+    int64_t end = at("2027-01-31T22:59:59Z");
+    (void)state;
+    license("lic_1", end - 60 * DAY, end, "status='suspended', auto_renew=1, period='P1M', type='subscription'");
+    change_at_end("lic_1", end, "app_1");
+    run(end + DAY);
+    assert_string_equal(rows("SELECT status FROM scheduled_changes"), "pending");
+    sqlf("UPDATE licenses SET status='active', wake_at=%lld", (long long)(end + 2 * DAY)); /* as reinstate does */
+    run(end + 2 * DAY);
+    assert_string_equal(rows("SELECT status FROM scheduled_changes"), "applied");
+    assert_string_equal(end_of("lic_1"), "2028-01-31T22:59:59Z");
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 int main(void)
 {
@@ -390,6 +455,9 @@ int main(void)
         TEST(test_credentials),
         TEST(test_one_that_cannot_be_done_holds_up_no_other),
         TEST(test_prune),
+        TEST(test_2_20_a_scheduled_change_once_also_after_a_month_down),
+        TEST(test_2_20_a_scheduled_change_that_cannot_be_is_said_so),
+        TEST(test_2_20_the_change_of_a_suspended_license_waits),
         TEST(test_days),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
