@@ -711,6 +711,20 @@ static enum err order_cancel(struct api *rq)
     return err;
 }
 
+static enum err order_that_waits(struct api *rq, struct str license_id, struct strbuf *ret_id, bool *ret_found)
+{
+    struct store_stmt *st = NULL;
+    enum err err = store_query(rq->store, &st, &rq->error,
+                               "SELECT id FROM orders WHERE license_id=? AND vendor_id=? AND status IN ('pending','paid')", "sz", license_id,
+                               rq->vendor_id);
+    if (!err)
+        err = store_step(st, ret_found, &rq->error);
+    if (!err && *ret_found)
+        sb_add(ret_id, store_col_str(st, 0));
+    store_done(&st);
+    return err;
+}
+
 /* An inactive license gets into force and its key is made and shown: for what was only requested so far. Its order, if one waits, is
  * approved with it. */
 static enum err license_issue(struct api *rq)
@@ -725,7 +739,7 @@ static enum err license_issue(struct api *rq)
     if (!err && str_to_u64(jv_get_str(license, "etag"), &rev))
         err = api_check_etag(rq, (int64_t)rev);
     if (!err)
-        err = api_lookup(rq, "SELECT id FROM orders WHERE license_id=? AND status IN ('pending','paid')", rq->params[0], &order_id, &found);
+        err = order_that_waits(rq, rq->params[0], &order_id, &found);
     if (reason.n)
         jv_set_str(in, "reason", reason);
     if (!err && found && str_eq(jv_get_str(license, "status"), S("inactive"))) {

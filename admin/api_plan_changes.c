@@ -134,8 +134,8 @@ enum err plans_add_scheduled(struct api *rq, struct jv *license)
     struct jv *list = jv_array();
     bool row;
     enum err err = store_query(rq->store, &st, &rq->error,
-                               "SELECT " CHANGE_COLUMNS " FROM scheduled_changes WHERE license_id=? AND status='pending'", "s",
-                               jv_get_str(license, "id"));
+                               "SELECT " CHANGE_COLUMNS " FROM scheduled_changes WHERE license_id=? AND status='pending' AND vendor_id=?", "sz",
+                               jv_get_str(license, "id"), rq->vendor_id);
     while (!err) {
         err = store_step(st, &row, &rq->error);
         if (err || !row)
@@ -156,11 +156,12 @@ static bool is_allowed(const struct jv *license, const char *action)
     return false;
 }
 
+/* The license is the caller's; what a vendor had planned that it was before is over as well. */
 static enum err pending_end(struct api *rq, struct str license_id, const char *status, const char *detail)
 {
     enum err err = store_exec(rq->store, NULL, &rq->error,
-                              "UPDATE scheduled_changes SET status=?, detail=?, done_at=? WHERE license_id=? AND vendor_id=? AND status='pending'",
-                              "zzisz", status, detail, rq->now_s, license_id, rq->vendor_id);
+                              "UPDATE scheduled_changes SET status=?, detail=?, done_at=? WHERE license_id=? AND status='pending'", "zzis", status, detail,
+                              rq->now_s, license_id);
     if (!err)
         err = store_exec(rq->store, NULL, &rq->error, "UPDATE licenses SET change_at=0 WHERE id=? AND vendor_id=?", "sz", license_id,
                          rq->vendor_id);
