@@ -21,6 +21,7 @@
 #define HEARTBEAT_EVERY_S    60          /* of one license and instance */
 #define HEARTBEAT_SLOTS      4096        /* pairs of them that are remembered; more cost a write each */
 #define INSTANCE_WINDOW_S    (30 * DAY_S) /* an instance that was silent for so long does not count against max_instances */
+#define INSTANCES_MAX        10000       /* rows of one license; further installations validate without being recorded */
 #define FINGERPRINT_MAX      63          /* bytes; a longer one, or one that cannot stand in a path, is stood for by its hash */
 #define LEASE_MIN_S          300
 #define LEASE_MAX_S          (90 * DAY_S)
@@ -283,8 +284,9 @@ static enum err heartbeat_write(struct store *s, void *arg, struct error *reterr
     enum err err = store_exec(s, &made, reterr,
                               "INSERT INTO license_instances (license_id, fingerprint, kind, address, agent, first_seen_at, last_seen_at)"
                               " SELECT ?1,?2,'validate',?3,?4,?5,?5 WHERE EXISTS (SELECT 1 FROM licenses WHERE id=?1)"
-                              " AND NOT EXISTS (SELECT 1 FROM license_instances WHERE license_id=?1 AND fingerprint=?2)",
-                              "zzzzi", h->license_id, h->fingerprint, h->address, h->agent, h->at_s);
+                              " AND NOT EXISTS (SELECT 1 FROM license_instances WHERE license_id=?1 AND fingerprint=?2)"
+                              " AND (SELECT count(*) FROM (SELECT 1 FROM license_instances WHERE license_id=?1 LIMIT ?6)) < ?6",
+                              "zzzzii", h->license_id, h->fingerprint, h->address, h->agent, h->at_s, (int64_t)INSTANCES_MAX);
     if (!err && !made) /* one that was reset registers again */
         err = store_exec(s, NULL, reterr,
                          "UPDATE license_instances SET address=?3, agent=?4, last_seen_at=?5, revoked_at=0,"

@@ -88,6 +88,8 @@ static const struct field LICENSE_FIELDS[] = {
     {.name = "first_used_at", .type = FIELD_TIME},
     {.name = "last_used_at", .type = FIELD_TIME},
     {.name = "last_used_from", .type = FIELD_STRING, .flags = FIELD_EMPTY},
+    {.name = "last_validated_at", .type = FIELD_TIME, .about = "an application validated its key"},
+    {.name = "file_downloaded_at", .type = FIELD_TIME, .about = "its signed file was downloaded last"},
     {.name = "created_at", .type = FIELD_TIME},
     {.name = "updated_at", .type = FIELD_TIME},
     {.name = "archived_at", .type = FIELD_TIME},

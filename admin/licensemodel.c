@@ -58,6 +58,8 @@
     X(FIRST_USED, "first_used_at")                                                                                                         \
     X(LAST_USED, "last_used_at")                                                                                                           \
     X(LAST_FROM, "last_used_from")                                                                                                         \
+    X(LAST_VALIDATED, "last_validated_at")                                                                                                 \
+    X(FILE_DOWNLOADED, "file_downloaded_at")                                                                                               \
     X(CREATED, "created_at")                                                                                                               \
     X(UPDATED, "updated_at")                                                                                                               \
     X(ARCHIVED, "archived_at")                                                                                                             \
@@ -190,6 +192,8 @@ static struct jv *license_print(const struct store_stmt *st, const struct licens
         {"first_used_at", COL_FIRST_USED, TIME},
         {"last_used_at", COL_LAST_USED, TIME},
         {"last_used_from", COL_LAST_FROM, TEXT},
+        {"last_validated_at", COL_LAST_VALIDATED, TIME},
+        {"file_downloaded_at", COL_FILE_DOWNLOADED, TIME},
         {"created_at", COL_CREATED, TIME},
         {"updated_at", COL_UPDATED, TIME},
         {"archived_at", COL_ARCHIVED, TIME},

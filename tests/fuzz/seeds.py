@@ -121,6 +121,15 @@ def sign_in():
         put("token", json.dumps(dict(claims, **{k: v})), b"\1")
     for how in range(1, 12):
         put("token", bytes([0, how, 100, 0]) + b"A")
+    head = '{"alg":"EdDSA","kid":"65b60673d6ed884b","typ":"pullgate-license+jws"}'
+    for payload in ["{}", '{"a":1}', '{"a":1,"a":1}', "[]", '{"a":[[[[1]]]]}']:
+        put("jws", head + "\n" + payload, b"\0")
+    for h in [head.replace("EdDSA", "none"), head.replace("}", ',"crit":[]}'), head.replace("kid", "jku")]:
+        put("jws", h + "\n{}", b"\0")
+    for how in range(3):
+        put("jws", bytes([1, 100, 0, how]) + b"A")
+    for s in strings("tests/unit/test_jws.c"):
+        put("jws", s, b"\2")
 
 
 def manifests():
