@@ -271,8 +271,11 @@ enum err licensequery_index(struct api *rq, struct str license_id)
 /* ---- the filter ------------------------------------------------------------------------------------------------------------ */
 
 /* The characters that are shown of a key. Own keys are in capitals, an external one is as it is. */
-static void filter_key(struct finder *f, struct str value)
+static void filter_key(struct api *rq, struct finder *f, struct str value)
 {
+#define KEYS                                                                                                                               \
+    "SELECT id FROM licenses WHERE vendor_id=? AND archived_at=0 AND key_prefix BETWEEN ? AND ?"                                           \
+    " UNION SELECT id FROM licenses WHERE vendor_id=? AND archived_at=0 AND key_prefix BETWEEN ? AND ?"
     struct strbuf up = {0};
     value = str_sub(value, 0, KEY_SHOWN_CHARS);
     for (size_t i = 0; i < value.n; i++)
@@ -282,11 +285,13 @@ static void filter_key(struct finder *f, struct str value)
         struct strbuf end = {0};
         sb_add(&end, spelt[i]);
         sb_addc(&end, "\xf4\x8f\xbf\xbf"); /* the last character there is */
+        finder_text(f, str_c(rq->vendor_id));
         finder_text(f, spelt[i]);
         finder_text(f, sb_str(&end));
         sb_free(&end);
     }
-    finder_where(f, "licenses_by_key", "(l.key_prefix BETWEEN ? AND ? OR l.key_prefix BETWEEN ? AND ?)");
+    finder_set(f, KEYS, "l.id IN (" KEYS ")");
+#undef KEYS
     sb_free(&up);
 }
 
@@ -323,7 +328,7 @@ static enum err filter_one(struct api *rq, struct finder *f, const struct filter
     } else if (str_eq(name, S("cidr"))) {
         return filter_cidr(rq, f, p);
     } else if (str_eq(name, S("key_prefix"))) {
-        filter_key(f, value);
+        filter_key(rq, f, value);
     } else if (str_eq(name, S("name"))) {
         filter_name(f, "licenses_by_name", "name_key", value);
     } else if (str_eq(name, S("q"))) {

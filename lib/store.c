@@ -29,6 +29,7 @@
 #define STORE_BUSY_MS          5000 /* how long a statement waits for a lock: readers against a checkpoint's restart */
 #define STORE_STATEMENTS_MAX   256  /* prepared statements kept; lists with filters make many texts */
 #define STORE_CHECKPOINT_PAGES 1000
+#define STORE_CACHE_KIB        "32768" /* pages a connection keeps at most; a store of a million licenses has gigabytes */
 #define STORE_WAL_BYTES_MAX    (64 * 1024 * 1024) /* the WAL file is cut to this after a checkpoint */
 
 struct store_stmt {
@@ -148,7 +149,8 @@ static enum err store_configure(struct store *s, struct error *reterr)
         return store_error(s, rc, reterr);
 
     enum err err =
-        store_pragma(s, "PRAGMA foreign_keys=ON; PRAGMA trusted_schema=OFF; PRAGMA cell_size_check=ON; PRAGMA temp_store=MEMORY", reterr);
+        store_pragma(s, "PRAGMA foreign_keys=ON; PRAGMA trusted_schema=OFF; PRAGMA cell_size_check=ON; PRAGMA temp_store=MEMORY;"
+                        " PRAGMA cache_size=-" STORE_CACHE_KIB, reterr);
     if (err)
         return err;
     if (s->read_only)
