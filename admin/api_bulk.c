@@ -17,13 +17,20 @@ struct bulk {
     const char *action;
     const struct jv *body;
     char **ids;
-    struct jv *results;
+    struct jv **results; /* of each */
 };
 
 static enum err bulk_one(struct api *rq, void *ctx, size_t i)
 {
     struct bulk *b = ctx;
     return licenses_act(rq, str_c(b->ids[i]), b->action, b->body);
+}
+
+static void bulk_untold(void *ctx, size_t i)
+{
+    struct bulk *b = ctx;
+    jv_free(b->results[i]);
+    b->results[i] = NULL;
 }
 
 static void bulk_told(struct api *rq, void *ctx, size_t i, enum err err)
@@ -40,7 +47,7 @@ static void bulk_told(struct api *rq, void *ctx, size_t i, enum err err)
         jv_set_str(v, "effective_status", jv_get_str(rq->out, "effective_status"));
         jv_set(v, "expires_at", jv_get(rq->out, "expires_at") ? jv_copy(jv_get(rq->out, "expires_at")) : jv_null());
     }
-    jv_push(b->results, v);
+    b->results[i] = v;
 }
 
 static enum err bulk_find(struct api *rq, struct strbuf *ids, size_t *ret_n)
@@ -69,6 +76,7 @@ static enum err licenses_bulk(struct api *rq)
                       .is_partial = true,
                       .one = bulk_one,
                       .told = bulk_told,
+                      .untold = bulk_untold,
                       .ctx = &bulk};
     struct strbuf ids = {0}, path = {0}, dry = {0};
     struct jv *nothing = jv_object();
@@ -94,7 +102,7 @@ static enum err licenses_bulk(struct api *rq)
         jv_set_int(rq->problem, "count", (int64_t)b.n);
     }
     if (!err) {
-        bulk.results = jv_array();
+        bulk.results = mem_calloc(b.n ? b.n : 1, sizeof *bulk.results);
         bulk.ids = mem_calloc(b.n ? b.n : 1, sizeof *bulk.ids);
         struct str rest = sb_str(&ids), id;
         for (size_t i = 0; i < b.n && str_next(&rest, '\n', &id); i++)
@@ -111,10 +119,15 @@ static enum err licenses_bulk(struct api *rq)
         jv_set_int(rq->out, "count", (int64_t)b.n);
         jv_set_int(rq->out, "done", (int64_t)b.done);
         jv_set_int(rq->out, "failed", (int64_t)b.failed);
-        jv_set(rq->out, "licenses", bulk.results);
-    } else {
-        jv_free(bulk.results);
+        jv_set(rq->out, "licenses", jv_array());
+        for (size_t i = 0; i < b.n; i++) {
+            jv_push(jv_get(rq->out, "licenses"), bulk.results[i]);
+            bulk.results[i] = NULL;
+        }
     }
+    for (size_t i = 0; bulk.results && i < b.n; i++)
+        jv_free(bulk.results[i]);
+    mem_free(bulk.results);
     jv_free(nothing);
     sb_free(&ids);
     sb_free(&path);

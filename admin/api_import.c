@@ -177,6 +177,7 @@ static enum err column_set(struct api *rq, const struct column *c, const struct 
 struct line_result {
     char *id, *key, *detail;
     const char *result;
+    bool told; /* counted as good */
     char code[40], field[API_FIELD_MAX];
 };
 struct import {
@@ -497,6 +498,7 @@ static void import_told(struct api *rq, void *ctx, size_t i, enum err err)
     struct import *im = ctx;
     struct line_result *res = &im->results[i];
     if (!err) {
+        res->told = true;
         im->created += strcmp(res->result, "created") == 0;
         im->updated += strcmp(res->result, "updated") == 0;
         im->unchanged += strcmp(res->result, "unchanged") == 0;
@@ -512,6 +514,21 @@ static void import_told(struct api *rq, void *ctx, size_t i, enum err err)
         snprintf(rq->error.text, sizeof rq->error.text, rq->error.field[0] ? "another object has this %s already" : "it is in use",
                  rq->error.field);
     res->detail = mem_strdup(rq->error.text);
+}
+
+static void import_untold(void *ctx, size_t i)
+{
+    struct import *im = ctx;
+    struct line_result *res = &im->results[i];
+    if (res->told) {
+        im->created -= strcmp(res->result, "created") == 0;
+        im->updated -= strcmp(res->result, "updated") == 0;
+        im->unchanged -= strcmp(res->result, "unchanged") == 0;
+    }
+    mem_free(res->id);
+    mem_free(res->key);
+    mem_free(res->detail);
+    *res = (struct line_result){0};
 }
 
 /* ---- the import ---------------------------------------------------------------------------------------------------------- */
@@ -568,6 +585,7 @@ static enum err licenses_import(struct api *rq)
                       .per_transaction = IMPORT_PART_LINES,
                       .one = import_line,
                       .told = import_told,
+                      .untold = import_untold,
                       .ctx = &im};
     struct strbuf mode = {0};
     struct error error = {0};

@@ -28,6 +28,7 @@ struct part {
     struct batch *b;
     size_t from, to;
     bool is_undone;
+    bool is_hopeful, is_dashed; /* without a way back for each line; a line failed */
 };
 
 /* A fact that changed several times in this transaction is told once: its newest row. */
@@ -82,13 +83,20 @@ static enum err part_run(struct store *s, void *arg, struct error *reterr)
     rq->store = s;
     enum err err = outbox_newest(s, &epoch, &rq->error);
     for (size_t i = p->from; !err && i < p->to; i++) {
-        err = store_exec(s, NULL, &rq->error, "SAVEPOINT line", "");
+        if (!p->is_hopeful)
+            err = store_exec(s, NULL, &rq->error, "SAVEPOINT line", "");
         if (err)
             break;
         enum err line = b->one(rq, b->ctx, i);
         if (line == ERR_UNAVAILABLE || line == ERR_INTERNAL || line == ERR_NOMEM) {
             err = line;
             break;
+        }
+        if (line && p->is_hopeful) {
+            line_forget(rq);
+            p->is_dashed = p->is_undone = true;
+            rq->store = own;
+            return ERR_CANCELED;
         }
         b->told(rq, b->ctx, i, line);
         if (line)
@@ -98,7 +106,7 @@ static enum err part_run(struct store *s, void *arg, struct error *reterr)
         line_forget(rq);
         if (line)
             err = store_exec(s, NULL, &rq->error, "ROLLBACK TO line", "");
-        if (!err)
+        if (!err && !p->is_hopeful)
             err = store_exec(s, NULL, &rq->error, "RELEASE line", "");
     }
     if (!err)
@@ -121,9 +129,17 @@ enum err batch_run(struct batch *b)
     size_t per = b->is_partial && !b->is_dry ? b->per_transaction : b->n;
     b->is_kept = !b->is_dry;
     for (size_t at = 0; at < b->n; at += per) {
-        struct part p = {.b = b, .from = at, .to = at + per < b->n ? at + per : b->n};
+        /* A way back costs a copy of each page that a line changes. Lines are mostly good: first all without it, and only when one
+         * fails all anew, each by itself. */
+        struct part p = {.b = b, .from = at, .to = at + per < b->n ? at + per : b->n, .is_hopeful = true};
         struct error error = {0};
         enum err err = db_run(b->rq->admin->writer, DB_TRANSACTION, part_run, &p, &error);
+        if (err == ERR_CANCELED && p.is_dashed) {
+            for (size_t i = p.from; i < p.to; i++)
+                b->untold(b->ctx, i);
+            p.is_hopeful = p.is_dashed = p.is_undone = false;
+            err = db_run(b->rq->admin->writer, DB_TRANSACTION, part_run, &p, &error);
+        }
         if (err == ERR_CANCELED && p.is_undone) {
             b->is_kept = false;
             continue;

@@ -15,6 +15,7 @@ struct batch {
     enum err (*one)(struct api *rq, void *ctx, size_t i);
     /* After each: err ERR_OK or the line's failure. */
     void (*told)(struct api *rq, void *ctx, size_t i, enum err err);
+    void (*untold)(void *ctx, size_t i); /* it is tried anew: forget what was kept of it; also of lines not told yet */
     void *ctx;
     size_t done, failed; /* set by batch_run() */
     bool is_kept;
