@@ -269,6 +269,7 @@ static bool take_bool(struct api *rq, const char *name, bool dflt)
 /* The members of the body over the present terms, or over those of a license to be made. */
 static enum err terms_read(struct api *rq, struct license_row *r)
 {
+    int64_t had_end = r->expires_at;
     enum err err = check_plain(rq);
     if (!err)
         err = api_time_start(rq, rq->in, "starts_at", "starts_at", &r->starts_at);
@@ -278,7 +279,7 @@ static enum err terms_read(struct api *rq, struct license_row *r)
         err = api_time_end(rq, rq->in, "updates_until", "updates_until", &r->updates_until);
     if (err)
         return err;
-    if (api_has(rq, "expires_at"))
+    if (r->expires_at != had_end) /* another day is meant */
         r->anchor_day = 0;
     bool locked = take_bool(rq, "grants_locked", r->grants_locked);
     if (r->grants_locked && !locked && rq->role < ROLE_OWNER)

@@ -269,6 +269,10 @@ def test_lic_1_5_renew(w):
     d = w.act(lic, "renew", {"expires_at": "2091-01-15"})
     assert d["changes"]["expires_at"] == {"from": "2090-05-31T23:59:59Z", "to": "2091-01-15T23:59:59Z"}
     assert [w.act(lic, "renew")["expires_at"][:10] for _ in range(2)] == ["2091-02-15", "2091-03-15"]  # a date names the day anew
+    kept = w.license(expires_at="2090-01-31", period="P1M")
+    printed = w.act(kept, "renew")["expires_at"]
+    assert w.api("PATCH", f"/licenses/{kept['id']}", {"expires_at": printed}, 200).json()["changes"] == {}  # what it was: nothing is named anew
+    assert w.act(kept, "renew")["expires_at"][:10] == "2090-03-31"
     expired = w.license(starts_at=day(-40), expires_at=day(-3))
     w.denied(expired, "expired")
     d = w.act(expired, "renew", {"period": "P1Y"})
