@@ -589,3 +589,44 @@ def all_events(s):
             return items
         items += page["items"]
         cursor = page["next_cursor"]
+
+
+def test_the_end_does_not_wait_for_those_outside():
+    """A receiver and a mail server that take connections and say nothing, clients that wait for events: SIGTERM ends all of it at once,
+    and what was under way is pending afterwards."""
+    silent = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+    with admin_stack(admin=FAST) as s:
+        try:
+            s.admin.stop()
+            s.config["mail"] = {"url": f"smtp://127.0.0.1:{silent[1].getsockname()[1]}", "tls": "off", "from": "a@acme.example"}
+            s.start_admin()
+            app = s.add_application("shop", [("shop/api", "acme/api", "image")], s.add_upstream()["id"])
+            hook = s.api.post("/webhooks", {"url": f"http://127.0.0.1:{silent[0].getsockname()[1]}/", "events": ["*"]})
+            s.add_license(s.add_customer("c")["id"], app["id"])
+            for x in silent:
+                x.settimeout(10 * SLOW)
+            held = [x.accept()[0] for x in silent]
+            answers = []
+
+            def follow():
+                r = requests.get(f"{s.admin_base}/api/v1/events?after=1000000&wait=30", headers={"Authorization": "Bearer " + s.token}, timeout=60)
+                answers.append(r.json())
+
+            clients = [threading.Thread(target=follow) for _ in range(5)]
+            for c in clients:
+                c.start()
+            time.sleep(0.5)  # they wait by then; one that does not is refused, and the test fails
+            began = time.monotonic()
+            assert s.admin.stop() == 0
+            assert time.monotonic() - began < 5 * SLOW
+            for c in clients:
+                c.join(10 * SLOW)
+            assert [a["items"] for a in answers] == [[]] * 5
+            for x in held:
+                x.close()
+            s.start_admin()
+            d = s.api.get(f"/webhooks/{hook['id']}/deliveries")["items"]
+            assert d and all(x["status"] == "pending" for x in d) and s.api.get("/mails")["items"][0]["status"] == "pending"
+        finally:
+            for x in silent:
+                x.close()
