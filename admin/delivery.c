@@ -472,10 +472,11 @@ struct hand_out {
 
 static enum err hand_out_write(struct store *s, void *arg, struct error *reterr)
 {
+    static unsigned long long logged; /* the writer's */
     struct hand_out *h = arg;
     enum err err = delivery_hand_out(h->d->admin, s, clock_now_ms(), &h->n, reterr);
     if (err)
-        log_limited(&h->d->logged, 10000, LOG_LEVEL_WARN, "delivery: events cannot be handed out: %s", reterr->text);
+        log_limited(&logged, 10000, LOG_LEVEL_WARN, "delivery: events cannot be handed out: %s", reterr->text);
     return err;
 }
 
