@@ -434,16 +434,17 @@ static enum err told_load(struct store *s, int64_t event_id, struct told *t, str
         bool is_imported = str_eq(store_col_str(st, 6), S("import"));
         if (is_imported && (strcmp(t->type, "license.created") == 0 || strcmp(t->type, "license.activated") == 0))
             t->is_wanted = false;
-        if (strcmp(t->type, "license.expiring") == 0) {
-            struct jv *doc = NULL;
-            int64_t end = 0;
-            if (jv_parse(str_c(t->data), &JV_LIMITS_TRUSTED, &doc, NULL) ||
-                clock_parse_instant(jv_get_str(jv_get(doc, "change"), "expires_at"), &end, NULL))
-                end = 0;
-            jv_free(doc);
-            if (end != store_col_int(st, 7) || end <= clock_now_s() || store_col_int(st, 12) || !str_eq(store_col_str(st, 11), S("active")))
-                t->is_wanted = false;
-        }
+        struct jv *doc = NULL;
+        int64_t end = 0;
+        bool is_reminder = strcmp(t->type, "license.expiring") == 0;
+        if (jv_parse(str_c(t->data), &JV_LIMITS_TRUSTED, &doc, NULL) || clock_parse_instant(jv_get_str(jv_get(doc, "change"), "expires_at"), &end, NULL))
+            end = 0;
+        bool is_automatic = jv_get_bool(jv_get(doc, "change"), "automatic", false);
+        jv_free(doc);
+        if (is_reminder && (end <= clock_now_s() || store_col_int(st, 12) || !str_eq(store_col_str(st, 11), S("active"))))
+            t->is_wanted = false;
+        if ((is_reminder || is_automatic) && end != store_col_int(st, 7)) /* of several missed periods the last is told of */
+            t->is_wanted = false;
     }
     store_done(&st);
     return err;

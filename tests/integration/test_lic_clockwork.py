@@ -1,4 +1,5 @@
 """What the clock, webhooks and mail do: rows of the license catalogue, against the running daemons."""
+import base64
 import datetime
 import email
 import email.header
@@ -11,6 +12,7 @@ import signal
 import socket
 import socketserver
 import sqlite3
+import ssl
 import threading
 import time
 
@@ -19,7 +21,7 @@ import requests
 
 from admin_fixture import admin_stack, problem, second_vendor, token
 from test_adversarial_faults import Clock
-from stack import SLOW, Stack, basic, wait_for
+from stack import SLOW, Stack, make_ca, wait_for
 
 
 class Hook(http.server.ThreadingHTTPServer):
@@ -63,7 +65,11 @@ class Smtp(socketserver.ThreadingTCPServer):
     daemon_threads = True
     allow_reuse_address = True
 
-    def __init__(self, port=0):
+    def __init__(self, port=0, tls=None):
+        self.tls = None
+        if tls:
+            self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self.tls.load_cert_chain(tls["cert"], tls["key"])
         self.mails, self.refuse, self.fail, self.auth = [], {}, [], []
 
         class Handler(socketserver.StreamRequestHandler):
@@ -106,6 +112,8 @@ class Smtp(socketserver.ThreadingTCPServer):
                         say("250 ok")
 
         super().__init__(("127.0.0.1", port), Handler)
+        if self.tls:
+            self.socket = self.tls.wrap_socket(self.socket, server_side=True)
         self.port = self.server_address[1]
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 
@@ -534,6 +542,35 @@ def test_mail_that_the_server_refuses(w):
     wait_for("it is sent after all", lambda: w.smtp.to("later@mail6.example"))
     x = wait_for("the log", lambda: [x for x in w.api.get(f"/mails?customer_id={c['id']}")["items"] if x["status"] == "sent"])[0]
     assert x["attempts"] == 3
+
+
+def test_mail_goes_over_tls_or_not_at_all(tmp_path):
+    tls = make_ca(tmp_path)
+    plain, safe = Smtp(), Smtp(tls=tls)
+    (tmp_path / "password").write_text("geheim-42\n")
+    with admin_stack(admin=FAST) as s:
+        def restart(**mail):
+            s.admin.stop()
+            s.config["mail"] = {"from": "a@acme.example", "username": "acme", "password_file": str(tmp_path / "password"), **mail}
+            s.start_admin()
+
+        try:
+            app = s.add_application("shop", [("shop/api", "acme/api", "image")], s.add_upstream()["id"])
+            restart(url=f"smtp://127.0.0.1:{plain.port}")  # STARTTLS is asked for, and there is none
+            s.add_license(s.add_customer("c1")["id"], app["id"])
+            error = wait_for("the failure", lambda: [x["error"] for x in s.api.get("/mails")["items"] if x["attempts"]])[0]
+            assert "TLS" in error.upper() or "SSL" in error.upper()
+            assert plain.auth == [] and plain.mails == [], "neither password nor mail goes out in the clear"
+            restart(url=f"smtps://127.0.0.1:{safe.port}")  # by an authority that nobody knows
+            wait_for("the refusal", lambda: [x for x in s.api.get("/mails")["items"] if "certificate" in x["error"].lower()])
+            restart(url=f"smtps://127.0.0.1:{safe.port}", ca=str(tls["ca"]))
+            wait_for("the mail", lambda: safe.to("ops@c1.example") or print(s.api.get("/mails")["items"][0]))
+            wait_for("the log", lambda: s.api.get("/mails")["items"][0]["status"] == "sent")
+            assert base64.b64decode(safe.auth[0].split()[-1]) == b"\0acme\0geheim-42" and plain.mails == []
+            assert "geheim" not in s.admin.text()
+        finally:
+            plain.shutdown()
+            safe.shutdown()
 
 
 # ---- crashes and long absences ----------------------------------------------------------------------------------------------
