@@ -445,6 +445,10 @@ def test_events_are_followed_from_a_cursor(w):
     assert [e["type"] for e in rest["items"]] == ["license.suspended"]
     newest = w.api.get(f"/events?license={lic['id']}")["items"]
     assert [e["id"] for e in newest] == sorted((e["id"] for e in newest), reverse=True) and newest[0]["type"] == "license.suspended"
+    page = w.api.get("/events?types=license.created&limit=1")
+    assert [e["type"] for e in page["items"]] == ["license.created"] and page["next_cursor"]
+    rest = w.api.get(f"/events?types=license.created&limit=1&cursor={page['next_cursor']}")
+    assert rest["items"][0]["id"] < page["items"][0]["id"] and rest["items"][0]["type"] == "license.created"
     problem(w.api("GET", "/events?after=x"), 400, "invalid_parameter", "after")
     problem(w.api("GET", "/events?wait=5"), 400, "invalid_parameter", "wait")
     problem(w.api("GET", "/events?after=0&wait=31"), 400, "invalid_parameter", "wait")
