@@ -720,7 +720,7 @@ enum err keyring_license_open(struct keyring *k, const char *path, bool make, ch
         err = signing_keys_read(dir, path, LICENSE_PREFIX, license_key_append, k, reterr);
     close(dir);
     if (!err && ret_kid)
-        memcpy(ret_kid, kid, sizeof kid);
+        snprintf(ret_kid, SEAL_KID_MAX, "%s", kid);
     return err;
 }
 

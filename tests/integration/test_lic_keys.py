@@ -3,12 +3,14 @@ The rows of LICENSING.md are in the names."""
 import base64
 import hashlib
 import hmac
+import http.server
 import json
 import os
 import re
 import shutil
 import sqlite3
 import subprocess
+import threading
 import time
 
 import pytest
@@ -758,3 +760,93 @@ def test_a_backup_with_keys_brings_the_signing_keys(s, make, tmp_path):
     s.start_admin()
     assert next(k["kid"] for k in s.api.get("/signing-keys")["items"] if k["status"] == "signs") == kid
     assert file_of(s, lic) == text and validate(s, lic["key"])["valid"]
+
+
+class Meddler:
+    """Stands between bundle and the proxy: passes requests on, and does to blobs what `how` says, so many times as `times`."""
+
+    def __init__(self, s, how, times):
+        outer = self
+        self.seen, self.left = [], times
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def answer(self, status, body, fields=()):
+                self.send_response(status)
+                for k, v in fields:
+                    self.send_header(k, v)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def do_GET(self):
+                auth = self.headers.get("Authorization")
+                outer.seen.append((self.path, auth))
+                path = self.path.removeprefix("/elsewhere")
+                if how == "redirect" and path == self.path and "/blobs/" in path:
+                    return self.answer(307, b"", [("Location", f"http://localhost:{outer.port}/elsewhere{path}")])
+                r = requests.get(s.base + path, headers={"Authorization": auth or outer.last, "Accept": self.headers.get("Accept", "*/*")})
+                outer.last = auth or outer.last
+                body, is_blob = r.content, "/blobs/" in path
+                if is_blob and outer.left > 0:
+                    outer.left -= 1
+                    if how == "503":
+                        return self.answer(503, b"{}")
+                    if how == "corrupt":
+                        body = body[:-1] + bytes([body[-1] ^ 1])
+                    if how == "longer":
+                        body += b"x"
+                    if how == "cut":
+                        self.send_response(200)
+                        self.send_header("Content-Length", str(len(body)))
+                        self.end_headers()
+                        self.wfile.write(body[:len(body) // 2])
+                        self.close_connection = True
+                        return None
+                if how == "manifest" and "/manifests/" in path:
+                    body = body.replace(b"linux", b"Linux")
+                return self.answer(r.status_code, body, [("Content-Type", r.headers["Content-Type"])])
+
+            def log_message(self, *_):
+                pass
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.port = self.server.server_address[1]
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.mark.parametrize("how, times, code", [("redirect", 0, 0), ("503", 1, 0), ("cut", 1, 0), ("corrupt", 1, 0), ("corrupt", 99, 4), ("longer", 99, 4), ("manifest", 0, 1)])
+def test_a_bundle_believes_no_byte_that_is_not_its_digests(s, make, tmp_path, how, times, code):
+    lic = make(grants=[{"selector": "exact", "value": "1.0.0"}])
+    key = tmp_path / "key"
+    key.write_text(lic["key"])
+    s.wait_status("/v2/shop/api/manifests/1.0.0", ("x", lic["key"]), 200)
+    out = tmp_path / "b"
+    with Meddler(s, how, times) as m:
+        r = bundle(s, lic, out, "--registry", f"http://127.0.0.1:{m.port}", "--username", "x", "--password-file", key, expect=code)
+        if how == "redirect":
+            there = [a for p, a in m.seen if p.startswith("/elsewhere")]
+            assert there and set(there) == {None}  # the credential stays where it belongs
+    if code:
+        assert not (out / "index.json").exists() and (how == "longer" or "its bytes are not those of its digest" in r.stderr)
+    else:
+        layout(out)
+
+
+def test_lic_1_26_reset_ends_files_and_leases(s, make, box):
+    lic = make()
+    f, lease = box.write("f", file_of(s, lic)), box.write("l", validate(s, lic["key"], instance_id="i")["lease"])
+    wait_for("the instance", lambda: s.api.get(f"/licenses/{lic['id']}/instances")["items"])
+    new = s.api.post(f"/licenses/{lic['id']}/reset", {"reason": "lost"}, expect=200)["key"]
+    assert not validate(s, lic["key"])["valid"] and validate(s, new)["valid"]
+    late = box.write("crl", crl(s))
+    verify(f, "--jwks", box.jwks, "--crl", late, expect=4)
+    verify(lease, "--jwks", box.jwks, "--crl", late, expect=4)
+    assert [x["status"] for x in s.api.get(f"/licenses/{lic['id']}/files")["items"]] == ["revoked"]
