@@ -28,6 +28,7 @@ import adversarial_rows
 import test_adversarial as rows
 from admin_fixture import admin_stack
 from conftest import World
+from fake_clock import Clock
 from fault_arena import Arena, Load, admin_behind, ask, behind, connect, cpu_ticks, fds, fewer, numbered, own, pump, request, rss_kib, wait_fds
 from faultsys import FaultSys
 from scripted_upstream import ScriptedUpstream
@@ -880,25 +881,6 @@ def hellos_and_nothing_else(certs, row, expect):
 
 
 # ---- the clock ---------------------------------------------------------------------------------------------------------------
-
-
-class Clock:
-    """libfaketime over a file: the clock of the daemons that were started with it moves while they run; their timers do not."""
-
-    def __init__(self, directory):
-        self.file = pathlib.Path(directory) / "clock"
-        self.move(0)
-        lib = next(pathlib.Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
-        preload = str(lib)
-        if SANITIZED:
-            asan = subprocess.run(["gcc", "-print-file-name=libasan.so"], check=True, capture_output=True, text=True).stdout.strip()
-            preload = f"{asan} {lib}"
-        self.env = {"LD_PRELOAD": preload, "FAKETIME_TIMESTAMP_FILE": str(self.file), "FAKETIME_NO_CACHE": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
-
-    def move(self, seconds):
-        tmp = self.file.with_suffix(".tmp")
-        tmp.write_text(f"{seconds:+d}")
-        tmp.rename(self.file)
 
 
 YEAR = 365 * 86400

@@ -20,7 +20,7 @@ import pytest
 import requests
 
 from admin_fixture import admin_stack, problem, second_vendor, token
-from test_adversarial_faults import Clock
+from fake_clock import Clock
 from stack import SLOW, Stack, make_ca, wait_for
 
 
