@@ -246,6 +246,22 @@ def api():
     for e in every:
         put("admin", e)
     put("admin", "\0".join(every[:12]))
+    ordered = '{"customer_id":"{cus}","plan_id":"{pln}","instances":2,"users":1,"coupon":"CODE","period":"P1Y"}'
+    sold = '{"customer_id":"{cus}","plan_id":"{pln}","name":"s"'
+    for sequence in [
+        ["POST /api/v1/orders\n" + ordered, 'POST /api/v1/orders/{last}/approve\n{"reason":"r"}'],
+        ["POST /api/v1/orders\n" + ordered, "POST /api/v1/orders/{last}/cancel\n{}", "GET /api/v1/orders?status=cancelled\n"],
+        ['POST /api/v1/licenses/{lic}/change-plan\n{"plan_id":"{pln}","effective":"next_period"}', "GET /api/v1/licenses/{lic}/scheduled-changes\n",
+         'POST /api/v1/licenses/{lic}/change-plan\n{"plan_id":"{pln}"}'],
+        [f"PUT /api/v1/licenses/by-external/aws/1\n{sold}}}", f'PUT /api/v1/licenses/by-external/aws/1\n{sold},"status":"suspended"}}'],
+        ['POST /api/v1/plans\n{"slug":"t","name":"T","application_id":"{app}","type":"trial","trial_days":3,"grants":[{"selector":"all"}],"limits":{"pulls":3,"custom":{"a":1}},'
+         '"price":{"amount":"1","currency":"JPY"}}', 'PATCH /api/v1/plans/{last}\n{"trial_days":5}', 'POST /api/v1/licenses\n{"customer_id":"{cus}","plan_id":"{last}","name":"t"}'],
+        ['POST /api/v1/coupons\n{"code":"G","kind":"grant","value":{"selector":"exact","value":"2.0.0"},"max_uses":1,"plan_ids":["{pln}"]}', 'PATCH /api/v1/coupons/{last}\n{"max_uses":2}',
+         'POST /api/v1/orders\n{"customer_id":"{cus}","plan_id":"{pln}","coupon":"G"}', "POST /api/v1/orders/{last}/approve\n{}"],
+        ['POST /api/v1/coupons\n{"code":"F","kind":"free_period","value":"P14D"}', 'POST /api/v1/orders\n{"customer_id":"{cus}","plan_id":"{pln}","coupon":"F"}',
+         "POST /api/v1/orders/{last}/approve\n{}"],
+    ]:
+        put("admin", "\0".join(sequence))
     put("admin", "\0".join(f"POST /api/v1/licenses/{{lic}}/{a}\n{{}}" for a in ["suspend", "reinstate", "extend", "revoke", "reinstate"]))
     for line in (ROOT / "tests/integration/adversarial/cases.jsonl").read_text().splitlines():
         case = json.loads(line)
