@@ -7,9 +7,10 @@
 #include <regex.h>
 #include <time.h>
 
-#include "../../admin/period.c"
+#include "pullgate/clock.h"
 #include "pullgate/credential.h"
 #include "pullgate/license.h"
+#include "pullgate/period.h"
 #include "pullgate/semver.h"
 
 static void check_instant(struct str s)
