@@ -21,7 +21,7 @@ import requests
 
 from admin_fixture import admin_stack, problem, second_vendor, token
 from fake_clock import Clock
-from stack import SLOW, Stack, make_ca, wait_for
+from stack import SLOW, Stack, basic, make_ca, wait_for
 
 
 class Hook(http.server.ThreadingHTTPServer):
@@ -284,6 +284,12 @@ def test_lic_0_27_waiting_for_activation(w):
     items = w.api.get("/licenses?status=inactive&limit=1000")["items"]
     assert items[0]["id"] == old["id"] and [i["created_at"] for i in items] == sorted(i["created_at"] for i in items)
     wait_for("the metric", lambda: metric(w, "pullgate_admin_oldest_inactive_seconds") >= 7200)
+    w.api("PATCH", f"/vendors/{w.api.get('/vendors')['items'][0]['id']}", {"support_contact": "+49 30 555"}, 200)
+    c = customer(w)
+    w.add_license(c["id"], w.app["id"], status="inactive")
+    wait_for("whom to call in the denial", lambda: "+49 30 555" in pull(w, c).text)
+    portal = requests.get(w.admin_base + "/portal/v1/licenses", headers={"Authorization": basic(c["slug"], c["secret"])}).json()
+    assert portal["items"][0]["support_contact"] == "+49 30 555"
 
 
 # ---- webhooks -------------------------------------------------------------------------------------------------------------
