@@ -11,11 +11,14 @@
 
 #define VALUES_MAX   400   /* of one statement */
 #define TERMS_MAX    64    /* conditions of one search */
-#define FEW          3000  /* rows that may be read and sorted for one page */
-#define WALK_ROWS    1000  /* of an index, looked at before it is asked whether the page is full */
-#define WALK_MAX     8000  /* of an index, looked at for one page; a page is short after that */
-#define WORDS_ROWS   2000  /* documents with common words, looked at for one page */
-#define COUNT_MAX    10000 /* rows that are counted */
+/* A row that is read costs some tens of microseconds where its page has to come from the file, an entry of an index one. */
+#define FEW          1000  /* rows that may be read and sorted for one page */
+#define WALK_ROWS    500   /* of an index, looked at before it is asked whether the page is full */
+#define WALK_MAX     3000  /* of an index, looked at for one page; a page is short after that */
+#define WALK_COVERED 20000 /* the same, where the index itself says whether a row fits */
+#define WORDS_ROWS   1000  /* documents with common words, looked at for one page */
+#define COUNT_MAX    10000 /* entries of an index that are counted */
+#define COUNT_READ   3000  /* rows that are read to be counted */
 #define WORDS_MAX    10
 #define WORD_MAX     64
 #define PAIRS_MAX    64
@@ -477,6 +480,26 @@ static void walk_bounds(const struct finder *f, int64_t *lo, int64_t *hi)
         }
 }
 
+static bool is_among(struct str name, const char *list);
+
+/* Whether the sort's index has every column that is asked for. */
+static bool is_covered(const struct finder *f)
+{
+    for (size_t i = 0; i < f->n_terms; i++) {
+        if (f->terms[i].ids || !f->t->covered)
+            return false;
+        for (const char *at = strstr(f->terms[i].sql, "l."); at; at = strstr(at + 1, "l.")) {
+            size_t n = 2;
+            while ((at[n] >= 'a' && at[n] <= 'z') || at[n] == '_')
+                n++;
+            struct str column = {at + 2, n - 2};
+            if (!is_among(column, f->t->covered) && !str_eq_c(column, f->sort->column))
+                return false;
+        }
+    }
+    return !f->live_index;
+}
+
 /* Along the sort's index, some rows at a time, until the page is full or WALK_MAX rows were looked at. */
 static enum err find_along(struct finder *f, struct found *ret, int64_t walk_max)
 {
@@ -617,21 +640,22 @@ static enum err find_count(struct finder *f, const struct term *best, bool by_wo
     struct sql *q = NEW(struct sql);
     struct store_stmt *st = NULL;
     bool row = false;
-    int64_t looked = 0;
+    bool is_plain = !by_words && f->n_terms == (best ? 1 : 0) && !(best && best->ids); /* its index says it all */
+    int64_t looked = 0, max = is_plain ? COUNT_MAX : COUNT_READ;
     sb_addc(&q->text, "SELECT COUNT(*), COALESCE(SUM(fits),0) FROM (SELECT (1");
     if (!by_words) {
         sql_terms(f, q, best);
         sb_addc(&q->text, ") AS fits");
-        sql_driver(f, q, best, COUNT_MAX + 1);
+        sql_driver(f, q, best, max + 1);
         sb_addc(&q->text, " LIMIT ?)");
-        sql_int(q, COUNT_MAX + 1);
+        sql_int(q, max + 1);
     } else {
         sb_addf(&q->text, " AND l.vendor_id=? AND l.%s", f->live);
         sql_text(q, str_c(f->rq->vendor_id));
         sql_terms(f, q, NULL);
         sb_addf(&q->text, ") AS fits FROM (SELECT rowid AS n FROM %s WHERE %s MATCH ? LIMIT ?) t", f->t->text, f->t->text);
         sql_text(q, sb_str(&f->match));
-        sql_int(q, COUNT_MAX + 1);
+        sql_int(q, max + 1);
         sb_addf(&q->text, " CROSS JOIN %s w ON w.n=t.n CROSS JOIN %s l ON l.id=w.%s)", f->t->docs, f->t->name, f->t->doc_id);
     }
     enum err err = sql_query(f, q, &st);
@@ -641,9 +665,9 @@ static enum err find_count(struct finder *f, const struct term *best, bool by_wo
         looked = store_col_int(st, 0);
         *ret = store_col_int(st, 1);
     }
-    *ret_exact = looked <= COUNT_MAX;
-    if (*ret > COUNT_MAX)
-        *ret = COUNT_MAX;
+    *ret_exact = looked <= max;
+    if (*ret > max)
+        *ret = max;
     store_done(&st);
     sb_free(&q->text);
     mem_free(q);
@@ -735,7 +759,9 @@ static enum err finder_find(struct finder *f, struct found *found, int64_t walk_
     if (!err && many_words && f->sort != &f->t->sorts[0])
         err = api_fail(rq, ERR_INVALID, "query_too_broad", "q", "q: finds more than %d; say more, or sort by %s", FEW, f->t->sorts[0].name);
     if (!err)
-        err = many_words ? find_by_words(f, found) : few ? find_few(f, few, found) : find_along(f, found, walk_max);
+        err = many_words ? find_by_words(f, found)
+              : few      ? find_few(f, few, found)
+                         : find_along(f, found, walk_max == WALK_MAX && is_covered(f) ? WALK_COVERED : walk_max);
     if (!err && want_count) {
         int64_t n = 0;
         bool exact = false;

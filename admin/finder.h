@@ -15,6 +15,7 @@ struct finder_table {
     const char *name, *live;          /* "licenses", "archived_at=0": a condition that every index here has */
     const struct finder_sort *sorts;  /* the first is the default; ended by one without name */
     const char *text, *docs, *doc_id; /* FTS table, the table of its documents (n, doc_id), column of the object's id there */
+    const char *covered;              /* "a|b": columns that each sort's index has; NULL: none */
     const char *text_columns;         /* that a person's words are looked for in */
 };
 

@@ -24,6 +24,7 @@ static const struct finder_table LICENSES = {
     .text = "license_text",
     .docs = "license_docs",
     .doc_id = "license_id",
+    .covered = "id|vendor_id|archived_at|status|starts_at|grace_days|expires_at|application_id|type|auto_renew|environment",
     .text_columns = "name customer environment",
 };
 
@@ -70,22 +71,22 @@ static bool effective_condition(struct finder *f, struct str state, struct strbu
         sb_addc(sql, "(l.status='active' AND l.starts_at<>0 AND l.starts_at>?)");
         finder_int(f, now);
     } else if (str_eq(state, S("expired"))) {
-        sb_addc(sql, "(" BEGUN " AND l.expires_key<=? AND l.expires_key+" GRACE_S "<=?)");
+        sb_addc(sql, "(" BEGUN " AND l.expires_at>0 AND l.expires_at<=? AND l.expires_at+" GRACE_S "<=?)");
         finder_int(f, now);
         finder_int(f, now);
         finder_int(f, now);
     } else if (str_eq(state, S("grace"))) {
-        sb_addc(sql, "(" BEGUN " AND l.expires_key<=? AND l.expires_key+" GRACE_S ">?)");
+        sb_addc(sql, "(" BEGUN " AND l.expires_at>0 AND l.expires_at<=? AND l.expires_at+" GRACE_S ">?)");
         finder_int(f, now);
         finder_int(f, now);
         finder_int(f, now);
     } else if (str_eq(state, S("expiring"))) {
-        sb_addc(sql, "(" BEGUN " AND l.expires_key>? AND l.expires_key<=?)");
+        sb_addc(sql, "(" BEGUN " AND l.expires_at>? AND l.expires_at<=?)");
         finder_int(f, now);
         finder_int(f, now);
         finder_int(f, soon);
     } else if (str_eq(state, S("active"))) {
-        sb_addc(sql, "(" BEGUN " AND l.expires_key>?)");
+        sb_addc(sql, "(" BEGUN " AND (l.expires_at=0 OR l.expires_at>?))");
         finder_int(f, now);
         finder_int(f, soon);
     } else {
