@@ -516,7 +516,7 @@ enum err order_make(struct api *rq, const struct jv *in, struct str customer_id,
 {
     struct jv *plan = NULL, *body = NULL, *key = NULL, *named = jv_copy(in);
     struct coupon_use use = {.discount = 0};
-    struct sums s;
+    struct sums s = {.instances = 0};
     struct strbuf license_id = {0};
     char id[ID_MAX], number[32];
     enum err err = order_check_customer(rq, customer_id);
