@@ -907,17 +907,15 @@ __attribute__((destructor)) static void crl_forget(void)
         MEM_FREE(crls.kept[i].text);
 }
 
-static enum err crl_count(struct api *rq, struct str vendor_id, int64_t *ret_number, int64_t *ret_n)
+static enum err crl_number(struct api *rq, struct str vendor_id, const char *sql, int64_t *ret)
 {
     struct store_stmt *st = NULL;
     bool row = false;
-    enum err err = store_query(rq->store, &st, &rq->error, "SELECT COALESCE(max(id),0), count(*) FROM revocations WHERE vendor_id=?", "s", vendor_id);
+    enum err err = store_query(rq->store, &st, &rq->error, sql, "s", vendor_id);
     if (!err)
         err = store_step(st, &row, &rq->error);
-    if (!err && row) {
-        *ret_number = store_col_int(st, 0);
-        *ret_n = store_col_int(st, 1);
-    }
+    if (!err && row)
+        *ret = store_col_int(st, 0);
     store_done(&st);
     return err;
 }
@@ -949,9 +947,10 @@ static enum err crl_entries(struct api *rq, struct str vendor_id, bool only_with
     return err;
 }
 
-static enum err crl_make(struct api *rq, struct str vendor_id, struct str slug, struct str name, const char *kid, int64_t number, int64_t n, struct strbuf *ret)
+static enum err crl_make(struct api *rq, struct str vendor_id, struct str slug, struct str name, const char *kid, int64_t number, struct strbuf *ret)
 {
     struct jv *c = jv_object(), *list = jv_array();
+    int64_t n = 0;
     int64_t next = rq->now_s + (int64_t)(admin_config(rq->admin)->limits.revocation_list_ms / 1000);
     char id[64];
     snprintf(id, sizeof id, "%.*s", STR(vendor_id));
@@ -962,7 +961,9 @@ static enum err crl_make(struct api *rq, struct str vendor_id, struct str slug, 
     jv_set_time(c, "this_update", rq->now_s);
     jv_set_time(c, "next_update", next);
     jv_set(c, "revoked", list);
-    enum err err = crl_entries(rq, vendor_id, n > CRL_ENTRIES_MAX, list);
+    enum err err = crl_number(rq, vendor_id, "SELECT count(*) FROM revocations WHERE vendor_id=?", &n);
+    if (!err)
+        err = crl_entries(rq, vendor_id, n > CRL_ENTRIES_MAX, list);
     if (!err)
         err = claims_sign(rq, JWS_TYP_CRL, kid, c, ret);
     jv_free(c);
@@ -975,7 +976,7 @@ static enum err crl_of(struct api *rq, struct str slug)
     struct store_stmt *st = NULL;
     struct strbuf id = {0}, name = {0}, text = {0}, own_slug = {0};
     char kid[SEAL_KID_MAX];
-    int64_t number = 0, n = 0;
+    int64_t number = 0;
     bool row = false;
     enum err err = store_query(rq->store, &st, &rq->error, "SELECT id, slug, name FROM vendors WHERE CASE ?1 WHEN '' THEN is_first=1 ELSE slug=?1 OR id=?1 END",
                                "s", slug.n ? slug : S(""));
@@ -992,9 +993,9 @@ static enum err crl_of(struct api *rq, struct str slug)
     if (!err)
         err = signer_kid(rq->store, rq->admin->keys, kid, &rq->error);
     if (!err)
-        err = crl_count(rq, sb_str(&id), &number, &n);
+        err = crl_number(rq, sb_str(&id), "SELECT COALESCE(max(id),0) FROM revocations WHERE vendor_id=?", &number);
     if (!err && !crl_kept_find(id.p, kid, number, rq->now_s, &text)) {
-        err = crl_make(rq, sb_str(&id), sb_str(&own_slug), sb_str(&name), kid, number, n, &text);
+        err = crl_make(rq, sb_str(&id), sb_str(&own_slug), sb_str(&name), kid, number, &text);
         if (!err)
             crl_keep(id.p, kid, number, rq->now_s, sb_str(&text));
     }
