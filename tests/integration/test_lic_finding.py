@@ -632,3 +632,20 @@ def test_lic_4_13_4_14_not_assigned_yet(s, many):
     s.api.post(f"/licenses/{l['id']}/activate", {}, 200)
     pull(s, key)
     assert names(s, "customer=unassigned") == []
+
+
+def test_walks_and_counts_read_indexes_only(s, many):
+    """The statements as finder.c writes them: along a sort, and the count of a filter's entries, SQLite needs no row of the table."""
+    live = "l.vendor_id='v' AND l.archived_at=0"
+    state = "(l.status='active' AND (l.starts_at=0 OR l.starts_at<=1) AND l.expires_at>0 AND l.expires_at<=9 AND l.expires_at+(CASE WHEN l.grace_days>0 THEN l.grace_days ELSE 0 END)*86400>1)"
+    for column, index in (("created_at", "created"), ("updated_at", "updated"), ("expires_key", "expiry"), ("name_key", "name")):
+        for fits in ("1", "l.status='suspended'", state, "l.application_id='a' AND l.type='trial' AND l.environment='e' AND l.auto_renew=1"):
+            for op, down in ((">", ""), ("<", " DESC")):
+                plan = sql(s, f"EXPLAIN QUERY PLAN SELECT l.id, l.{column} FROM licenses l INDEXED BY licenses_by_{index} WHERE {live} AND {fits} AND (l.{column}, l.id) {op} ('a','b')"
+                              f" ORDER BY l.{column}{down}, l.id{down} LIMIT 101")
+                assert len(plan) == 1 and "USING COVERING INDEX" in plan[0][3] and f"({column},id)" in plan[0][3], plan
+    for index, fits in (("licenses_by_status", "l.status='active'"), ("licenses_by_status", state), ("licenses_customer", "l.customer_id='c'"), ("licenses_application", "l.application_id='a'"),
+                        ("licenses_by_order", "l.order_number='o' AND l.order_number<>''"), ("licenses_by_external", "l.external_id='o' AND l.external_id<>''"),
+                        ("licenses_by_type", "l.type='trial' AND l.type<>'paid'"), ("licenses_by_expiry", "l.expires_key>=1 AND l.expires_key<2"), ("licenses_by_name", "l.name_key='n'")):
+        plan = sql(s, f"EXPLAIN QUERY PLAN SELECT 1 FROM licenses l INDEXED BY {index} WHERE {live} AND {fits} LIMIT 1001")
+        assert len(plan) == 1 and f"USING COVERING INDEX {index} " in plan[0][3], plan
