@@ -441,18 +441,19 @@ static enum err credential_work(struct admin *a, struct store *s, const char *id
     store_done(&st);
     struct event_record event = {.vendor_id = rq.vendor_id, .type = "credential.expiring", .actor = ACTOR, .customer_id = customer.p,
                                  .license_id = license.n ? license.p : NULL, .object_id = id, .data = data};
-    for (size_t i = CREDENTIAL_DAYS_N; !err && i-- > 0;) {
-        int64_t at = end - days_s(CREDENTIAL_DAYS[i]);
+    for (size_t left = CREDENTIAL_DAYS_N; !err && left > 0; left--) { /* nearest first */
+        int64_t days = CREDENTIAL_DAYS[left - 1];
+        int64_t at = end - days_s(days);
         if (now_s < at) {
             sooner(&wake, at, now_s);
             continue;
         }
         bool holds = !is_told && now_s < end;
-        err = notice_put(&rq, id, "expiring", end, CREDENTIAL_DAYS[i], !holds, &is_first);
+        err = notice_put(&rq, id, "expiring", end, days, !holds, &is_first);
         is_told = is_told || !is_first || holds;
         if (err || !is_first || !holds)
             continue;
-        jv_set_int(data, "days", CREDENTIAL_DAYS[i]);
+        jv_set_int(data, "days", days);
         jv_set_int(data, "days_left", (end - now_s + DAY_S - 1) / DAY_S);
         err = eventlog_put(s, &event, &rq.error);
     }
