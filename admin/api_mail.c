@@ -80,6 +80,7 @@ static enum err template_load(struct api *rq, struct str event, struct jv **ret,
 {
     struct store_stmt *st = NULL;
     const struct mail_template *dflt = mail_default(event);
+    int64_t rev = 0;
     bool row = false;
     enum err err = store_query(rq->store, &st, &rq->error, "SELECT subject, body, enabled, updated_at, rev FROM mail_templates WHERE vendor_id=? AND event=?", "zs",
                                rq->vendor_id, event);
@@ -87,16 +88,17 @@ static enum err template_load(struct api *rq, struct str event, struct jv **ret,
         err = store_step(st, &row, &rq->error);
     if (!err && row) {
         *ret = template_print(event, store_col_str(st, 0), store_col_str(st, 1), store_col_int(st, 2) != 0, false, store_col_int(st, 3), store_col_int(st, 4));
-        *ret_rev = store_col_int(st, 4);
+        rev = store_col_int(st, 4);
     } else if (!err && dflt) {
         *ret = template_print(event, str_c(dflt->subject), str_c(dflt->body), true, true, 0, 0);
-        *ret_rev = 0;
     } else if (!err) {
         err = api_not_found(rq, "template");
     }
     store_done(&st);
-    if (!err)
-        api_set_etag(rq, *ret_rev);
+    if (!err) {
+        *ret_rev = rev;
+        api_set_etag(rq, rev);
+    }
     return err;
 }
 

@@ -23,8 +23,7 @@
 
 #define ACTOR           "system:clock"
 #define DAY_S           INT64_C(86400)
-#define BATCH_LICENSES  100 /* in one transaction: requests wait meanwhile */
-#define BATCH_CREDENTIALS 100
+#define BATCH           100 /* of each kind in one transaction: requests wait meanwhile */
 #define RENEWALS_AT_ONCE 60 /* periods of one license in one transaction; the rest in the next */
 #define RETRY_MIN_S     10
 #define RETRY_MAX_S     3600
@@ -489,9 +488,9 @@ static const struct kind {
     int64_t at_once;
 } KINDS[] = {
     {"SELECT id FROM licenses WHERE wake_at<>0 AND wake_at<=? ORDER BY wake_at LIMIT ?", "UPDATE licenses SET wake_at=? WHERE id=?",
-     "SELECT vendor_id FROM licenses WHERE id=?", license_work, BATCH_LICENSES},
+     "SELECT vendor_id FROM licenses WHERE id=?", license_work, BATCH},
     {"SELECT id FROM credentials WHERE wake_at<>0 AND wake_at<=? ORDER BY wake_at LIMIT ?", "UPDATE credentials SET wake_at=? WHERE id=?",
-     "SELECT c.vendor_id FROM credentials k JOIN customers c ON c.id=k.customer_id WHERE k.id=?", credential_work, BATCH_CREDENTIALS},
+     "SELECT c.vendor_id FROM credentials k JOIN customers c ON c.id=k.customer_id WHERE k.id=?", credential_work, BATCH},
 };
 #define KINDS_N (sizeof KINDS / sizeof *KINDS)
 
@@ -571,7 +570,7 @@ static enum err one(struct admin *a, struct store *s, const struct kind *k, cons
 
 enum err jobs_run(struct admin *a, struct store *s, int64_t now_s, struct jobs_batch *ret, struct error *reterr)
 {
-    char (*ids)[ID_MAX + 32] = mem_calloc(BATCH_LICENSES > BATCH_CREDENTIALS ? BATCH_LICENSES : BATCH_CREDENTIALS, sizeof *ids);
+    char (*ids)[ID_MAX + 32] = mem_calloc(BATCH, sizeof *ids);
     struct jobs_batch b = {0};
     struct error error = {0};
     enum err err = ERR_OK;

@@ -298,7 +298,7 @@ bool mail_mailbox(struct str s, struct str *ret_name, struct str *ret_address)
     *ret_name = S("");
     *ret_address = s;
     if (open >= 0) {
-        if (s.p[s.n - 1] != '>')
+        if (!s.n || s.p[s.n - 1] != '>')
             return false;
         *ret_name = str_trim(str_sub(s, 0, (size_t)open));
         *ret_address = str_sub(s, (size_t)open + 1, s.n - (size_t)open - 2);
