@@ -15,7 +15,7 @@
 #define FEW          1000  /* rows that may be read and sorted for one page */
 #define WALK_ROWS    500   /* of an index, looked at before it is asked whether the page is full */
 #define WALK_MAX     3000  /* of an index, looked at for one page; a page is short after that */
-#define WALK_COVERED 20000 /* the same, where the index itself says whether a row fits */
+#define WALK_COVERED 10000 /* the same, where the index itself says whether a row fits */
 #define WORDS_ROWS   1000  /* documents with common words, looked at for one page */
 #define COUNT_MAX    10000 /* entries of an index that are counted */
 #define COUNT_READ   3000  /* rows that are read to be counted */
@@ -28,8 +28,8 @@ struct term {
     char *index;      /* or NULL */
     char *ids, *sql;  /* ids: of a set */
     size_t first, n;  /* its values */
-    bool is_range;
-    const char *column; /* of a range */
+    bool is_range, is_beginning; /* is_beginning: its two values are the bounds of a text */
+    const char *column; /* of either */
     int64_t lo, hi;
 };
 
@@ -500,6 +500,15 @@ static bool is_covered(const struct finder *f)
     return !f->live_index;
 }
 
+/* The same of a text: the beginning that names have to have. */
+static const struct term *walk_beginning(const struct finder *f)
+{
+    for (size_t i = 0; i < f->n_terms; i++)
+        if (f->terms[i].is_beginning && strcmp(f->terms[i].column, f->sort->column) == 0)
+            return &f->terms[i];
+    return NULL;
+}
+
 /* Along the sort's index, some rows at a time, until the page is full or WALK_MAX rows were looked at. */
 static enum err find_along(struct finder *f, struct found *ret, int64_t walk_max)
 {
@@ -514,6 +523,12 @@ static enum err find_along(struct finder *f, struct found *ret, int64_t walk_max
         ret->place.key = f->is_down ? hi : lo;
         sb_addc(&ret->place.id, ""); /* before every id */
     }
+    const struct term *begins = f->sort->is_text ? walk_beginning(f) : NULL;
+    if (!ret->place.is_set && begins) {
+        ret->place.is_set = true;
+        sb_add(&ret->place.text, f->values[begins->first + f->is_down].s);
+        sb_addc(&ret->place.id, "");
+    }
     while (!err && !ret->more) {
         /* where these rows end */
         bool row = false;
@@ -525,6 +540,10 @@ static enum err find_along(struct finder *f, struct found *ret, int64_t walk_max
         if (f->is_down ? lo != INT64_MIN : hi != INT64_MAX) {
             sb_addf(&q->text, f->is_down ? " AND l.%s>=?" : " AND l.%s<?", f->sort->column);
             sql_int(q, f->is_down ? lo : hi);
+        }
+        if (begins) {
+            sb_addf(&q->text, f->is_down ? " AND l.%s>=?" : " AND l.%s<?", f->sort->column);
+            sql_text(q, f->values[begins->first + !f->is_down].s);
         }
         sql_order(f, q, 1);
         sb_addc(&q->text, " OFFSET ?");
@@ -961,19 +980,20 @@ enum err filter_time(struct api *rq, const struct filter_pair *p, int64_t *ret)
 
 void filter_name(struct finder *f, const char *index, const char *column, struct str value)
 {
-    struct strbuf sql = {0}, end = {0};
+    struct strbuf sql = {0}, low = {0};
     bool is_prefix = value.n > 1 && value.p[value.n - 1] == '*';
     struct str text = is_prefix ? str_sub(value, 0, value.n - 1) : value;
-    finder_text(f, text);
+    for (size_t i = 0; i < text.n; i++) /* as lower() of SQLite */
+        sb_add_char(&low, text.p[i] >= 'A' && text.p[i] <= 'Z' ? (char)(text.p[i] - 'A' + 'a') : text.p[i]);
+    finder_text(f, sb_str(&low));
     if (is_prefix) {
-        sb_add(&end, text);
-        sb_addc(&end, "\xf4\x8f\xbf\xbf"); /* the last character there is */
-        sb_addf(&sql, "l.%s>=lower(?) AND l.%s<lower(?)", column, column);
-        finder_text(f, sb_str(&end));
-    } else {
-        sb_addf(&sql, "l.%s=lower(?)", column);
+        sb_addc(&low, "\xf4\x8f\xbf\xbf"); /* the last character there is */
+        finder_text(f, sb_str(&low));
     }
+    sb_addf(&sql, is_prefix ? "l.%s>=? AND l.%s<?" : "l.%s=?", column, column);
     finder_where(f, index, sql.p);
+    f->terms[f->n_terms - 1].is_beginning = is_prefix;
+    f->terms[f->n_terms - 1].column = column;
     sb_free(&sql);
-    sb_free(&end);
+    sb_free(&low);
 }
