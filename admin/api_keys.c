@@ -60,7 +60,7 @@ static void subject_free(struct subject *s)
 #define SUBJECT_SELECT                                                                                                                      \
     "SELECT l.id, l.name, l.type, l.status, l.status_reason, l.environment, l.starts_at, l.expires_at, l.grace_days, l.updates_until,"      \
     " l.on_expiry, l.limits, l.limit_action, l.features, l.allowed_cidrs, l.key_prefix, l.key_hash, l.requires_activation, l.issuer,"       \
-    " v.id, v.slug, v.name, v.renew_url, v.support_contact, u.id, u.slug, u.name, u.disabled OR v.suspended_at<>0, a.id, a.slug, a.name, l.order_number"         \
+    " v.id, v.slug, v.name, v.renew_url, v.support_contact, u.id, u.slug, u.name, u.disabled OR v.suspended_at<>0, a.id, a.slug, a.name, l.order_number, l.payment_failed_at" \
     " FROM licenses l JOIN vendors v ON v.id=l.vendor_id JOIN customers u ON u.id=l.customer_id JOIN applications a ON a.id=l.application_id" \
     " WHERE l.archived_at=0 AND u.archived_at=0 AND "
 enum {
@@ -96,6 +96,7 @@ enum {
     S_APPLICATION_SLUG,
     S_APPLICATION_NAME,
     S_ORDER,
+    S_PAYMENT_FAILED,
 };
 
 static struct jv *json_of(struct str text, bool is_array)
@@ -135,6 +136,7 @@ static void subject_take(const struct store_stmt *st, struct subject *s)
     s->terms.starts_at_s = store_col_int(st, S_STARTS);
     s->terms.expires_at_s = store_col_int(st, S_EXPIRES);
     s->terms.grace_days = store_col_int(st, S_GRACE);
+    s->terms.payment_failed_at_s = store_col_int(st, S_PAYMENT_FAILED);
     s->updates_until = store_col_int(st, S_UPDATES);
     s->is_disabled = store_col_int(st, S_CUSTOMER_DISABLED) != 0;
     s->requires_activation = store_col_int(st, S_REQUIRES_ACTIVATION) != 0;

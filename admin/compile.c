@@ -249,7 +249,7 @@ static enum err licenses_add(struct store *s, struct str customer_id, struct str
         store_query(s, &st, reterr,
                     "SELECT l.id, l.name, l.application_id, a.slug, l.status, l.status_reason, l.starts_at, l.expires_at, l.grace_days,"
                     " l.updates_until, l.on_expiry, l.allowed_cidrs, l.upstream_credential_id, l.quota_exceeded, l.quota_until,"
-                    " l.limits, l.limit_action, l.usage_from, l.usage_until"
+                    " l.limits, l.limit_action, l.usage_from, l.usage_until, l.payment_failed_at"
                     " FROM licenses l JOIN applications a ON a.id=l.application_id"
                     " WHERE l.customer_id=? AND l.archived_at=0 ORDER BY l.created_at, l.id",
                     "s", customer_id);
@@ -277,6 +277,8 @@ static enum err licenses_add(struct store *s, struct str customer_id, struct str
         if (e)
             break;
         str_add(b, "upstream_credential_id", store_col_str(st, 12));
+        if (store_col_int(st, 19))
+            int_add(b, "payment_failed_at", store_col_int(st, 19));
         bool_add(b, "quota_exceeded", store_col_int(st, 13) != 0);
         if (store_col_int(st, 14))
             int_add(b, "quota_until", store_col_int(st, 14));

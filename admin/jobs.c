@@ -149,7 +149,7 @@ static enum err subject_tell(struct subject *u, const char *type, const char *re
     const char *status = license_status_text(u->t.clock.status);
     struct jv *data = take_data ? take_data : jv_object(), *told = jv_object(), *shown = jv_object();
     const struct license_terms terms = {.status = u->t.clock.status, .starts_at_s = u->t.clock.starts_at_s, .expires_at_s = u->t.clock.expires_at_s,
-                                        .grace_days = u->t.clock.grace_days};
+                                        .grace_days = u->t.clock.grace_days, .payment_failed_at_s = u->t.clock.payment_failed_at_s};
     jv_dump(data, &text);
     enum err err = store_exec(
         rq->store, NULL, &rq->error,

@@ -55,6 +55,7 @@
     X(ACTIVATED, "activated_at")                                                                                                           \
     X(REVOKED, "revoked_at")                                                                                                               \
     X(PAYMENT_FAILED, "payment_failed_at")                                                                                                 \
+    X(PAYMENT_RETRIES, "payment_retries")                                                                                                  \
     X(FIRST_USED, "first_used_at")                                                                                                         \
     X(LAST_USED, "last_used_at")                                                                                                           \
     X(LAST_FROM, "last_used_from")                                                                                                         \
@@ -189,6 +190,7 @@ static struct jv *license_print(const struct store_stmt *st, const struct licens
         {"activated_at", COL_ACTIVATED, TIME},
         {"revoked_at", COL_REVOKED, TIME},
         {"payment_failed_at", COL_PAYMENT_FAILED, TIME},
+        {"payment_retries", COL_PAYMENT_RETRIES, INT},
         {"first_used_at", COL_FIRST_USED, TIME},
         {"last_used_at", COL_LAST_USED, TIME},
         {"last_used_from", COL_LAST_FROM, TEXT},
@@ -200,7 +202,8 @@ static struct jv *license_print(const struct store_stmt *st, const struct licens
     };
     struct jv *v = jv_object();
     struct license_terms terms = {
-        .status = r->status, .starts_at_s = r->starts_at, .expires_at_s = r->expires_at, .grace_days = r->grace_days};
+        .status = r->status, .starts_at_s = r->starts_at, .expires_at_s = r->expires_at, .grace_days = r->grace_days,
+        .payment_failed_at_s = store_col_int(st, COL_PAYMENT_FAILED)};
     bool renews = r->auto_renew && !r->cancel_at_period_end && r->period[0] && r->status != LICENSE_REVOKED && !r->is_archived;
     jv_set_str(v, "id", store_col_str(st, COL_ID));
     jv_set_str(v, "name", store_col_str(st, COL_NAME));

@@ -76,17 +76,18 @@ static bool effective_condition(struct finder *f, struct str state, struct strbu
         finder_int(f, now);
         finder_int(f, now);
     } else if (str_eq(state, S("grace"))) {
-        sb_addc(sql, "(" BEGUN " AND l.expires_at>0 AND l.expires_at<=? AND l.expires_at+" GRACE_S ">?)");
+        /* Over, or a payment is overdue; and not beyond the grace. */
+        sb_addc(sql, "(" BEGUN " AND (l.expires_at=0 OR l.expires_at+" GRACE_S ">?) AND (l.payment_failed_at<>0 OR (l.expires_at<>0 AND l.expires_at<=?)))");
         finder_int(f, now);
         finder_int(f, now);
         finder_int(f, now);
     } else if (str_eq(state, S("expiring"))) {
-        sb_addc(sql, "(" BEGUN " AND l.expires_at>? AND l.expires_at<=?)");
+        sb_addc(sql, "(" BEGUN " AND l.payment_failed_at=0 AND l.expires_at>? AND l.expires_at<=?)");
         finder_int(f, now);
         finder_int(f, now);
         finder_int(f, soon);
     } else if (str_eq(state, S("active"))) {
-        sb_addc(sql, "(" BEGUN " AND (l.expires_at=0 OR l.expires_at>?))");
+        sb_addc(sql, "(" BEGUN " AND l.payment_failed_at=0 AND (l.expires_at=0 OR l.expires_at>?))");
         finder_int(f, now);
         finder_int(f, soon);
     } else {

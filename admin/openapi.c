@@ -5,6 +5,7 @@
 #include "api_routes.h"
 #include "http.h"
 #include "portal.h"
+#include "problems.h"
 #include "pullgate/mem.h"
 #include "roles.h"
 
@@ -281,6 +282,20 @@ static struct jv *problem_response(void)
     return r;
 }
 
+/* What `code` can be. */
+static struct jv *problems(void)
+{
+    struct jv *list = jv_array();
+    for (const struct problem *p = PROBLEMS; p->code; p++) {
+        struct jv *v = jv_object();
+        jv_set_int(v, "status", p->status);
+        jv_set_c(v, "code", p->code);
+        jv_set_c(v, "about", p->about);
+        jv_push(list, v);
+    }
+    return list;
+}
+
 static struct jv *security_scheme(const char *scheme, const char *about)
 {
     struct jv *s = jv_object();
@@ -318,6 +333,7 @@ void openapi_print(struct strbuf *ret)
     jv_set(components, "schemas", schemas);
     jv_set(components, "responses", reply);
     jv_set(components, "securitySchemes", schemes);
+    jv_set(components, "x-problems", problems());
     jv_set_c(doc, "openapi", "3.1.0");
     jv_set(doc, "info", info);
     jv_set(doc, "paths", paths);

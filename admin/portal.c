@@ -626,7 +626,7 @@ static enum err portal_licenses(struct api *rq)
     e = store_query(
         rq->store, &st, &rq->error,
         "SELECT l.id, l.name, a.slug, a.name, l.type, l.status, l.status_reason, l.starts_at, l.expires_at, l.grace_days, l.updates_until,"
-        " l.key_prefix, l.created_at, v.renew_url, v.support_contact, l.limits, l.features"
+        " l.key_prefix, l.created_at, v.renew_url, v.support_contact, l.limits, l.features, l.payment_failed_at"
         " FROM licenses l JOIN applications a ON a.id=l.application_id JOIN vendors v ON v.id=l.vendor_id"
         " WHERE l.customer_id=? AND l.archived_at=0 AND (?='' OR l.id=?) AND (NOT ? OR (l.created_at, l.id) > (?, ?))"
         " ORDER BY l.created_at, l.id LIMIT ?",
@@ -642,7 +642,8 @@ static enum err portal_licenses(struct api *rq)
             break;
         struct jv *l = jv_object(), *a = jv_object(), *grants = jv_array();
         struct license_terms terms = {
-            .starts_at_s = store_col_int(st, 7), .expires_at_s = store_col_int(st, 8), .grace_days = store_col_int(st, 9)};
+            .starts_at_s = store_col_int(st, 7), .expires_at_s = store_col_int(st, 8), .grace_days = store_col_int(st, 9),
+            .payment_failed_at_s = store_col_int(st, 17)};
         if (!license_status_parse(store_col_str(st, 5), &terms.status))
             terms.status = LICENSE_STATUS_NONE;
         jv_set_str(l, "id", id);

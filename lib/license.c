@@ -58,12 +58,12 @@ enum license_effective license_effective(const struct license_terms *t, int64_t 
     }
     if (t->starts_at_s != 0 && now_s < t->starts_at_s)
         return LICENSE_EFF_SCHEDULED;
+    if (t->expires_at_s != 0 && now_s >= grace_end(t))
+        return LICENSE_EFF_EXPIRED;
+    if (t->payment_failed_at_s != 0 || (t->expires_at_s != 0 && now_s >= t->expires_at_s))
+        return LICENSE_EFF_GRACE;
     if (t->expires_at_s == 0)
         return LICENSE_EFF_ACTIVE;
-    if (now_s >= grace_end(t))
-        return LICENSE_EFF_EXPIRED;
-    if (now_s >= t->expires_at_s)
-        return LICENSE_EFF_GRACE;
     return now_s >= expiring_from(t) ? LICENSE_EFF_EXPIRING : LICENSE_EFF_ACTIVE;
 }
 
@@ -589,6 +589,8 @@ static bool license_read(struct owned *o, const struct jv *v, struct license *re
     form_cidrs(&f, "allowed_cidrs", &ret->allowed_cidrs, &ret->n_allowed_cidrs);
     form_strs(&f, "repositories", &ret->repositories, &ret->n_repositories);
     form_str(&f, "upstream_credential_id", &ret->upstream_credential_id);
+    if (jv_get(v, "payment_failed_at"))
+        form_count(&f, "payment_failed_at", &ret->terms.payment_failed_at_s);
     form_bool(&f, "quota_exceeded", &ret->quota_exceeded);
     if (jv_get(v, "quota_until"))
         form_count(&f, "quota_until", &ret->quota_until_s);

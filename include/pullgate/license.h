@@ -39,6 +39,7 @@ struct license_terms {
     int64_t starts_at_s;  /* 0: from ever */
     int64_t expires_at_s; /* 0: never. Exclusive: in force while now < expires_at */
     int64_t grace_days;   /* >= 0 */
+    int64_t payment_failed_at_s; /* a payment is overdue since then: in its grace until it is paid or suspended; 0: none */
 };
 enum license_effective license_effective(const struct license_terms *t, int64_t now_s);
 bool license_in_force(enum license_effective e); /* active, expiring or grace */

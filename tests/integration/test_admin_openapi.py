@@ -2,6 +2,8 @@
 import base64
 import hmac
 import json
+import os
+import pathlib
 import re
 import time
 
@@ -11,6 +13,7 @@ import requests
 from admin_fixture import admin_stack, problem, token
 from stack import Stack, basic
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 HTTP = {"get", "post", "put", "patch", "delete"}
 
 
@@ -378,3 +381,25 @@ def test_walk(w):
     seen = walk(w)
     missing = {op["operationId"] for _, _, op in operations(w.doc)} - set(seen) - set(ELSEWHERE)
     assert not missing, f"operations that the walk does not try: {missing}"
+
+
+def test_every_code_that_the_sources_refuse_with_is_in_the_document(w):
+    """The closed list of problems.c against the literals of api_fail() and its kin."""
+    codes = {c["code"] for c in w.doc["components"]["x-problems"]}
+    said = set()
+    for path in (ROOT / "admin").glob("*.c"):
+        for call in re.findall(r"\bapi_fail\(\s*&?[\w>.-]+,\s*((?:[^;])*?);", path.read_text()):
+            first = re.match(r"(?:[^,\"]|\([^()]*\))+,\s*((?:\"[a-z_]+\"|[^\",])+?),", call)
+            said |= set(re.findall(r'"([a-z_]+)"', first.group(1))) if first else set()
+    assert len(said) > 40
+    assert said <= codes, said - codes
+    assert all(c["about"] for c in w.doc["components"]["x-problems"])
+
+
+@pytest.mark.once
+def test_the_reference_is_the_document_s(w):
+    from api_reference import MARK, reference
+    page, told = (ROOT / "docs/API.md").read_text(), reference(w.doc)
+    if os.environ.get("PULLGATE_WRITE_REFERENCE") and told not in page:
+        (ROOT / "docs/API.md").write_text(page.split(MARK)[0].rstrip() + "\n\n" + told)
+    assert (ROOT / "docs/API.md").read_text().endswith(told), "docs/API.md is not what the document says; PULLGATE_WRITE_REFERENCE=1 writes it"

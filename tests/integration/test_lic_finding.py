@@ -226,17 +226,17 @@ def test_another_vendors_licenses_are_not_found(s, many):
 
 def effective(row, now):
     """DESIGN 4.1 again, by hand."""
-    status, starts, ends, grace = row
+    status, starts, ends, grace, failed = row
     if status != "active":
         return status
     if starts and now < starts:
         return "scheduled"
+    if ends and now >= ends + max(grace, 0) * 86400:
+        return "expired"
+    if failed or (ends and now >= ends):
+        return "grace"
     if not ends:
         return "active"
-    if now >= ends + max(grace, 0) * 86400:
-        return "expired"
-    if now >= ends:
-        return "grace"
     return "expiring" if now >= ends - 30 * 86400 else "active"
 
 
@@ -255,11 +255,11 @@ def test_effective_status_in_sql_is_that_of_the_library(s):
         l = api.post("/licenses", {"name": f"L{i}", "customer_id": cus["id"], "application_id": app["id"], "status": "active"})
         ids.append(l["id"])
         starts, ends = ((now + d if (d := rng.choice(near)) else 0) for _ in range(2))
-        sql(s, "UPDATE licenses SET status=?, starts_at=?, expires_at=?, grace_days=? WHERE id=?",
-              rng.choice(["active"] * 6 + ["inactive", "suspended", "revoked"]), starts, ends, rng.choice([0, 0, 7, 30]), l["id"])
+        sql(s, "UPDATE licenses SET status=?, starts_at=?, expires_at=?, grace_days=?, payment_failed_at=? WHERE id=?",
+              rng.choice(["active"] * 6 + ["inactive", "suspended", "revoked"]), starts, ends, rng.choice([0, 0, 7, 30]), rng.choice([0, 0, 0, now - 60]), l["id"])
     shown = {i["id"]: i["effective_status"] for i in api.get("/licenses?limit=1000")["items"]}
     assert len(shown) == 120 and len(set(shown.values())) == 8
-    rows = {r[0]: r[1:] for r in sql(s, "SELECT id, status, starts_at, expires_at, grace_days FROM licenses")}
+    rows = {r[0]: r[1:] for r in sql(s, "SELECT id, status, starts_at, expires_at, grace_days, payment_failed_at FROM licenses")}
     for state in set(shown.values()):
         want = {i for i in ids if shown[i] == state}
         assert want == {i for i in ids if effective(rows[i], now) == state}

@@ -102,7 +102,7 @@ def test_the_life_of_a_license(life):
     # a payment fails: the grace begins, pulls go on
     assert life.payment("payment_failed").status_code == 200
     lic = life.license()
-    assert lic["status"] == "active" and lic["payment_failed_at"]
+    assert (lic["status"], lic["effective_status"]) == ("active", "grace") and lic["payment_failed_at"]
     life.pull(200)
     life.clock.forward(6 * DAY)
     life.pull(200)

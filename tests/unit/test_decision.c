@@ -369,7 +369,8 @@ static void world_make(const struct row *row, struct world *w)
         l->id = str_c(ids[i]);
         l->name = S("Acme Prod");
         l->application_slug = S("shop");
-        l->terms = (struct license_terms){from->status, from->starts, from->expires, from->grace};
+        l->terms = (struct license_terms){
+            .status = from->status, .starts_at_s = from->starts, .expires_at_s = from->expires, .grace_days = from->grace};
         l->updates_until_s = from->updates_until;
         l->on_expiry = from->on_expiry;
         l->quota_exceeded = from->quota;

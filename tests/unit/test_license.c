@@ -50,7 +50,8 @@ static void effective_status(void **state)
     };
     (void)state;
     for (size_t i = 0; i < COUNT(rows); i++) {
-        struct license_terms t = {rows[i].status, rows[i].starts, rows[i].expires, rows[i].grace};
+        struct license_terms t = {
+            .status = rows[i].status, .starts_at_s = rows[i].starts, .expires_at_s = rows[i].expires, .grace_days = rows[i].grace};
         enum license_effective e = license_effective(&t, rows[i].now);
         if (e != rows[i].want)
             fail_msg("row %zu: %s, not %s", i, license_effective_text(e), license_effective_text(rows[i].want));
@@ -63,9 +64,24 @@ static void effective_status(void **state)
     }
 }
 
+static void overdue_payment_is_grace(void **state)
+{
+    struct license_terms t = {.status = LICENSE_ACTIVE, .payment_failed_at_s = START};
+    (void)state;
+    assert_int_equal(license_effective(&t, START), LICENSE_EFF_GRACE); /* it never ends by itself */
+    t = (struct license_terms){
+        .status = LICENSE_ACTIVE, .starts_at_s = START, .expires_at_s = END, .grace_days = 7, .payment_failed_at_s = START};
+    assert_int_equal(license_effective(&t, START - 1), LICENSE_EFF_SCHEDULED);
+    assert_int_equal(license_effective(&t, START), LICENSE_EFF_GRACE);
+    assert_int_equal(license_effective(&t, END - DAY), LICENSE_EFF_GRACE);
+    assert_int_equal(license_effective(&t, END + 7 * DAY), LICENSE_EFF_EXPIRED);
+    t.status = LICENSE_SUSPENDED;
+    assert_int_equal(license_effective(&t, START), LICENSE_EFF_SUSPENDED);
+}
+
 static void next_change(void **state)
 {
-    struct license_terms t = {LICENSE_ACTIVE, START, END, 7};
+    struct license_terms t = {.status = LICENSE_ACTIVE, .starts_at_s = START, .expires_at_s = END, .grace_days = 7};
     (void)state;
     assert_int_equal(license_next_change(&t, START - 100), START);
     assert_int_equal(license_next_change(&t, START), END - 30 * DAY);
@@ -456,7 +472,7 @@ static void entitlement_of_every_selector(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(effective_status),   cmocka_unit_test(next_change),         cmocka_unit_test(texts),
+        cmocka_unit_test(effective_status),   cmocka_unit_test(overdue_payment_is_grace), cmocka_unit_test(next_change),         cmocka_unit_test(texts),
         cmocka_unit_test(selectors),          cmocka_unit_test(networks),            cmocka_unit_test(installations_are_read), cmocka_unit_test(entitlement_is_read),
         cmocka_unit_test(entitlement_is_strict), cmocka_unit_test(entitlement_of_every_selector),
     };
