@@ -660,7 +660,8 @@ static enum err find_count(struct finder *f, const struct term *best, bool by_wo
     struct store_stmt *st = NULL;
     bool row = false;
     bool is_plain = !by_words && f->n_terms == (best ? 1 : 0) && !(best && best->ids); /* its index says it all */
-    int64_t looked = 0, max = is_plain ? COUNT_MAX : COUNT_READ;
+    bool by_index = is_plain || (!by_words && !best && is_covered(f));
+    int64_t looked = 0, max = by_index ? COUNT_MAX : COUNT_READ;
     sb_addc(&q->text, "SELECT COUNT(*), COALESCE(SUM(fits),0) FROM (SELECT (1");
     if (!by_words) {
         sql_terms(f, q, best);
