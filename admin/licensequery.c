@@ -24,7 +24,7 @@ static const struct finder_table LICENSES = {
     .text = "license_text",
     .docs = "license_docs",
     .doc_id = "license_id",
-    .covered = "id|vendor_id|archived_at|status|starts_at|grace_days|expires_at|application_id|type|auto_renew|environment",
+    .covered = "id|vendor_id|archived_at|status|starts_at|grace_days|payment_failed_at|expires_at|application_id|type|auto_renew|environment",
     .text_columns = "name customer environment",
 };
 
