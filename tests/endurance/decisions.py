@@ -247,7 +247,7 @@ class Shop:
             r = api("PATCH", path, self.terms_draw())
         elif roll < 0.75 and lic["told"]["grants"]:
             doc = api.get(path)
-            assert api("DELETE", f"{path}/grants/{rng.choice(doc['grants'])['id']}").status_code in (200, 204)
+            assert api("DELETE", f"{path}/grants/{rng.choice(doc['grants'])['id']}", {"reason": "model"}).status_code in (200, 204)
             r = api("GET", path)
         else:
             r = api("POST", f"{path}/grants", self.grant_draw(lic["application"]))

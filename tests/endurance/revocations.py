@@ -41,7 +41,7 @@ class Customer:
         lic = f"/licenses/{self.license['id']}"
         what = {"revoke": ("POST", lic + "/revoke", {"reason": "proof"}), "suspend": ("POST", lic + "/suspend", {"reason": "proof"}),
                 "expire": ("PATCH", lic, {"expires_at": "2026-01-01T00:00:00Z", "grace_days": 0}), "delete": ("DELETE", lic, None),
-                "grant": ("DELETE", f"{lic}/grants/{self.license['grants'][0]['id']}", None),
+                "grant": ("DELETE", f"{lic}/grants/{self.license['grants'][0]['id']}", {"reason": "proof"}),
                 "credential": ("DELETE", f"/customers/{self.id}/credentials/{self.cred['id']}", None)}[kind]
         sent = time.monotonic_ns()
         r = api(*what)

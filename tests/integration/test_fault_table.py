@@ -755,7 +755,7 @@ def test_FLT_041_sighup_takes_up_a_good_file_under_load(arena):
 
 def test_FLT_043_045_a_pair_that_does_not_fit_changes_nothing(certs):
     with tls_arena(certs) as arena:
-        cert, key = arena.live
+        cert, key = arena.live.cert, arena.live.key
         was = (cert.read_bytes(), key.read_bytes())
         serial = serial_shown(arena, certs)
         other = tuple(p.read_bytes() for p in certs["other"])
