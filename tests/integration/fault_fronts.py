@@ -414,8 +414,9 @@ CHANGED = {
                                     "little now and then", clients_leave_behind_haproxy),
     ("nginx", "DOS-030"): Changed("to nginx a client that has closed its half has left: no answer, or the row's", half_closed_at_nginx),
 }
-# Against the sanitizer build: the rows of a moment whose fault is of a message.
-ALWAYS = {"FLT-018", "FLT-020", "FLT-024", "FLT-026", "FLT-030", "FLT-042", "DOS-010", "DOS-012", "DOS-014", "DOS-020", "DOS-024", "DOS-030"}
+# Against the sanitizer build: the rows of a moment whose fault is of a message. (FLT-024 and FLT-026 find a blob under a version that nobody has
+# asked for; among three others on two processors that takes the slow build longer than the arena's hold.)
+ALWAYS = {"FLT-018", "FLT-020", "FLT-030", "FLT-042", "DOS-010", "DOS-012", "DOS-014", "DOS-020", "DOS-024", "DOS-030"}
 PARAMS = [pytest.param(r, id=r["id"], marks=[] if r["id"] in ALWAYS else [pytest.mark.once]) for r in CASES]
 
 

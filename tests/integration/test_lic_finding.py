@@ -255,8 +255,10 @@ def test_effective_status_in_sql_is_that_of_the_library(s):
         l = api.post("/licenses", {"name": f"L{i}", "customer_id": cus["id"], "application_id": app["id"], "status": "active"})
         ids.append(l["id"])
         starts, ends = ((now + d if (d := rng.choice(near)) else 0) for _ in range(2))
+        grace = rng.choice([0, 0, 7, 30])
+        failed = rng.choice([0, 0, 0, now - 60]) if grace else 0  # without a grace the clock suspends it while this looks
         sql(s, "UPDATE licenses SET status=?, starts_at=?, expires_at=?, grace_days=?, payment_failed_at=? WHERE id=?",
-              rng.choice(["active"] * 6 + ["inactive", "suspended", "revoked"]), starts, ends, rng.choice([0, 0, 7, 30]), rng.choice([0, 0, 0, now - 60]), l["id"])
+              rng.choice(["active"] * 6 + ["inactive", "suspended", "revoked"]), starts, ends, grace, failed, l["id"])
     shown = {i["id"]: i["effective_status"] for i in api.get("/licenses?limit=1000")["items"]}
     assert len(shown) == 120 and len(set(shown.values())) == 8
     rows = {r[0]: r[1:] for r in sql(s, "SELECT id, status, starts_at, expires_at, grace_days, payment_failed_at FROM licenses")}
