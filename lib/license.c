@@ -250,7 +250,9 @@ void addr_print(const uint8_t addr[16], struct strbuf *ret)
     char text[INET6_ADDRSTRLEN];
     bool is_v4 = memcmp(addr, v4_mapped, sizeof v4_mapped) == 0;
 
-    if (inet_ntop(is_v4 ? AF_INET : AF_INET6, is_v4 ? addr + sizeof v4_mapped : addr, text, sizeof text))
+    const void *from = is_v4 ? addr + sizeof v4_mapped : addr;
+
+    if (inet_ntop(is_v4 ? AF_INET : AF_INET6, from, text, sizeof text)) /* GCOVR_EXCL_BR_LINE: there is room for every address */
         sb_addc(ret, text);
 }
 
@@ -313,7 +315,7 @@ uint64_t license_instance(struct str credential_id, const uint8_t addr[16])
     sb_free(&text);
     for (size_t i = 0; i < sizeof instance; i++)
         instance = instance << 8 | sum[i];
-    return instance ? instance : 1;
+    return instance ? instance : 1; /* GCOVR_EXCL_BR_LINE: nobody knows what hashes to zero */
 }
 
 const char *license_instance_text(uint64_t instance, char ret[LICENSE_INSTANCE_TEXT_MAX])

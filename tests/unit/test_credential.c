@@ -185,6 +185,10 @@ static void test_presented(void **state)
     assert_false(credential_hash_presented(keys, S("\xc3\xa4" "bcdefgh"), got));
     assert_false(credential_hash_presented(keys, S("tab\tinside"), got));
     assert_false(credential_hash_presented(keys, S(" blanks at an end "), got));
+    assert_false(credential_hash_presented(keys, S("a blank at its end "), got));
+    assert_true(credential_hash_presented(keys, S("password"), got)); /* only pg?_ is ours */
+    assert_true(credential_hash_presented(keys, S("pgc-12345"), got));
+    assert_false(credential_hash_presented(keys, S("pgc_12345"), got));
     assert_false(credential_hash_presented(keys, (struct str){NULL, 0}, got));
 }
 

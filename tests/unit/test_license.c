@@ -259,15 +259,25 @@ static void installations_are_read(void **state)
     before = (struct str){all.p, (size_t)(at - all.p)};
     after = str_skip(all, before.n + quota.n);
     sb_add(&doc, before);
-    sb_addc(&doc, "\"quota_exceeded\":false,\"quota_until\":77,\"instances\":[\"ffffffffffffffff\",\"0000000000000010\"],");
+    sb_addc(&doc, "\"payment_failed_at\":5,\"quota_exceeded\":false,\"quota_until\":77,"
+                  "\"instances\":[\"0000000000000010\",\"ffffffffffffffff\",\"0000000000000020\",\"0000000000000010\"],");
     sb_add(&doc, after);
     if (parse(sb_str(&doc), &e, &error))
         fail_msg("%s: %s", error.field, error.text);
     const struct license *l = &e->licenses[0];
     assert_true(l->instances_full);
-    assert_int_equal(l->n_instances, 2);
-    assert_true(l->instances[0] == 16 && l->instances[1] == UINT64_MAX); /* sorted */
+    assert_int_equal(l->n_instances, 4);
+    assert_true(l->instances[0] == 16 && l->instances[1] == 16 && l->instances[2] == 32 && l->instances[3] == UINT64_MAX); /* sorted */
     assert_int_equal(l->quota_until_s, 77);
+    assert_int_equal(l->terms.payment_failed_at_s, 5);
+    entitlement_unref(&e);
+    sb_reset(&doc);
+    sb_add(&doc, before);
+    sb_addc(&doc, "\"quota_exceeded\":false,\"instances\":[],"); /* all places are taken by nobody: an allowance of none */
+    sb_add(&doc, after);
+    if (parse(sb_str(&doc), &e, &error))
+        fail_msg("%s: %s", error.field, error.text);
+    assert_true(e->licenses[0].instances_full && e->licenses[0].n_instances == 0);
     entitlement_unref(&e);
     sb_free(&doc);
 
@@ -278,6 +288,12 @@ static void installations_are_read(void **state)
     assert_true(one != license_instance(S("crd_2"), v4));
     assert_true(license_instance(S("crd_1"), v6) == license_instance(S("crd_1"), v6_beside)); /* one /64 */
     assert_true(license_instance(S("crd_1"), v6) != license_instance(S("crd_1"), v6_other));
+    struct strbuf print = {0};
+    addr_print(v4, &print);
+    sb_add_char(&print, ' ');
+    addr_print(v6, &print);
+    assert_string_equal(print.p, "10.1.2.3 2001:db8::1");
+    sb_free(&print);
     assert_string_equal(license_instance_text(UINT64_C(0x0123456789abcdef), text), "0123456789abcdef");
 }
 
