@@ -46,7 +46,7 @@ def test_revocations_are_seen_by_every_proxy():
 
 
 def test_decisions_of_the_proxies_are_those_of_the_rules():
-    figures = decisions.run(library=0, http=small("http_decisions", 12_000, 3_000))["by_proxies"]
+    figures = decisions.run(library=0, http=small("http_decisions", 12_000, 7_000))["by_proxies"]
     assert figures["allowed"] > 100 and figures["denied"] > 100 and figures["edits"] > 10
 
 
