@@ -228,6 +228,19 @@ enum err api_lookup(struct api *rq, const char *sql, struct str param, struct st
     return err;
 }
 
+enum err api_number(struct api *rq, const char *sql, struct str param, int64_t *ret)
+{
+    struct store_stmt *st = NULL;
+    bool row = false;
+    enum err err = store_query(rq->store, &st, &rq->error, sql, "s", param);
+    if (!err)
+        err = store_step(st, &row, &rq->error);
+    if (!err && row)
+        *ret = store_col_int(st, 0);
+    store_done(&st);
+    return err;
+}
+
 const char *api_zone(struct api *rq)
 {
     if (!rq->zone) {

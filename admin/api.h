@@ -238,5 +238,7 @@ bool api_slug_valid(struct str s);
 void api_slug_of(struct str name, const char *dflt, struct strbuf *ret);
 /* The first column of the first row as text; *ret_found false when there is no row. One text parameter. */
 enum err api_lookup(struct api *rq, const char *sql, struct str param, struct strbuf *ret, bool *ret_found) MUST_USE;
+/* The same for a number; *ret is untouched when there is no row. */
+enum err api_number(struct api *rq, const char *sql, struct str param, int64_t *ret) MUST_USE;
 
 #endif

@@ -141,8 +141,7 @@ static void subject_take(const struct store_stmt *st, struct subject *s)
     s->is_disabled = store_col_int(st, S_CUSTOMER_DISABLED) != 0;
     s->requires_activation = store_col_int(st, S_REQUIRES_ACTIVATION) != 0;
     s->limits = json_of(store_col_str(st, S_LIMITS), false);
-    struct str own = jv_get_str(s->limits, "limit_action");
-    s->denies_instances = str_eq_c(own.n ? own : store_col_str(st, S_LIMIT_ACTION), "deny");
+    s->denies_instances = str_eq(store_col_str(st, S_LIMIT_ACTION), S("deny"));
     s->features = json_of(store_col_str(st, S_FEATURES), false);
     s->cidrs = json_of(store_col_str(st, S_CIDRS), true);
 
@@ -161,7 +160,7 @@ static void subject_take(const struct store_stmt *st, struct subject *s)
     jv_set_int(c, "grace_days", s->terms.grace_days);
     jv_set_time(c, "updates_until", s->updates_until);
     jv_set_str(c, "on_expiry", store_col_str(st, S_ON_EXPIRY));
-    jv_set_str(c, "limit_action", own.n ? own : store_col_str(st, S_LIMIT_ACTION));
+    jv_set_str(c, "limit_action", store_col_str(st, S_LIMIT_ACTION));
     jv_set(c, "limits", jv_copy(s->limits));
     jv_set(c, "features", jv_copy(s->features));
     set_party(c, "vendor", store_col_str(st, S_VENDOR), store_col_str(st, S_VENDOR_SLUG), store_col_str(st, S_VENDOR_NAME));
@@ -909,19 +908,6 @@ __attribute__((destructor)) static void crl_forget(void)
         MEM_FREE(crls.kept[i].text);
 }
 
-static enum err crl_number(struct api *rq, struct str vendor_id, const char *sql, int64_t *ret)
-{
-    struct store_stmt *st = NULL;
-    bool row = false;
-    enum err err = store_query(rq->store, &st, &rq->error, sql, "s", vendor_id);
-    if (!err)
-        err = store_step(st, &row, &rq->error);
-    if (!err && row)
-        *ret = store_col_int(st, 0);
-    store_done(&st);
-    return err;
-}
-
 static enum err crl_entries(struct api *rq, struct str vendor_id, bool only_with_files, struct jv *list)
 {
     struct store_stmt *st = NULL;
@@ -963,7 +949,7 @@ static enum err crl_make(struct api *rq, struct str vendor_id, struct str slug, 
     jv_set_time(c, "this_update", rq->now_s);
     jv_set_time(c, "next_update", next);
     jv_set(c, "revoked", list);
-    enum err err = crl_number(rq, vendor_id, "SELECT count(*) FROM revocations WHERE vendor_id=?", &n);
+    enum err err = api_number(rq, "SELECT count(*) FROM revocations WHERE vendor_id=?", vendor_id, &n);
     if (!err)
         err = crl_entries(rq, vendor_id, n > CRL_ENTRIES_MAX, list);
     if (!err)
@@ -995,7 +981,7 @@ static enum err crl_of(struct api *rq, struct str slug)
     if (!err)
         err = signer_kid(rq->store, rq->admin->keys, kid, &rq->error);
     if (!err)
-        err = crl_number(rq, sb_str(&id), "SELECT COALESCE(max(id),0) FROM revocations WHERE vendor_id=?", &number);
+        err = api_number(rq, "SELECT COALESCE(max(id),0) FROM revocations WHERE vendor_id=?", sb_str(&id), &number);
     if (!err && !crl_kept_find(id.p, kid, number, rq->now_s, &text)) {
         err = crl_make(rq, sb_str(&id), sb_str(&own_slug), sb_str(&name), kid, number, &text);
         if (!err)

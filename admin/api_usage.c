@@ -47,7 +47,7 @@ enum err usage_print(struct api *rq, struct str license_id, struct jv **ret)
     bool row = false;
     int64_t from = 0, until = 0, instances = 0;
     enum err err = store_query(rq->store, &st, &rq->error,
-                               "SELECT id, limits, usage_from, usage_until, quota_exceeded, quota_until, limit_action FROM licenses"
+                               "SELECT id, limits, usage_from, usage_until, quota_exceeded, quota_until FROM licenses"
                                " WHERE id=? AND vendor_id=? AND archived_at=0 AND (?='' OR customer_id=?)",
                                "szzz", license_id, rq->vendor_id, rq->customer_id ? rq->customer_id : "", rq->customer_id ? rq->customer_id : "");
     if (!err)
@@ -68,14 +68,7 @@ enum err usage_print(struct api *rq, struct str license_id, struct jv **ret)
     }
     store_done(&st);
     if (!err)
-        err = store_query(rq->store, &st, &rq->error,
-                          "SELECT count(*) FROM license_instances WHERE license_id=? AND kind='pull' AND revoked_at=0 AND (?=0 OR last_seen_at>=?)",
-                          "sii", license_id, until, from);
-    if (!err)
-        err = store_step(st, &row, &rq->error);
-    if (!err && row)
-        instances = store_col_int(st, 0);
-    store_done(&st);
+        err = usage_instances(rq->store, license_id, from, until, &instances, &rq->error);
     if (!err)
         err = store_query(rq->store, &st, &rq->error,
                           "SELECT from_at, until_at, pulls, bytes, denied FROM license_usage WHERE license_id=? ORDER BY from_at DESC LIMIT ?", "si",

@@ -212,8 +212,7 @@ static enum err instances_add(struct store *s, const struct store_stmt *license,
     int64_t max = 0, n = 0;
     bool row;
     if (store_col_str(license, 15).n > 2 && jv_parse(store_col_str(license, 15), &JV_LIMITS_API, &limits, NULL) == ERR_OK) {
-        struct str own = jv_get_str(limits, "limit_action");
-        if (str_eq(own.n ? own : store_col_str(license, 16), S("deny")))
+        if (str_eq(store_col_str(license, 16), S("deny")))
             max = jv_get_int(limits, "max_instances", 0);
         jv_free(limits);
     }

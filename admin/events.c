@@ -36,8 +36,6 @@ static const unsigned REDIS_DEADLINE_MS = 5000; /* above the BLOCK of XREADGROUP
 #define BLOCK_MS "500"                          /* also how long a stop may take */
 static const unsigned BACKOFF_MIN_MS = 50, BACKOFF_MAX_MS = 1000;
 static const unsigned LOG_EVERY_MS = 10000;
-static const uint64_t TICK_MS = 60000; /* installations leave after days */
-static const int TICK_INSTANCES = 200; /* that leave in one transaction */
 static const size_t TEXT_MAX = 512;          /* bytes of one text of an event that are kept */
 static const int64_t CLOCK_AHEAD_MS = 60000; /* a proxy's clock may be this much ahead; later times count as now */
 
@@ -410,24 +408,6 @@ static enum err events_round(struct events *ev, bool old, struct batch *b, size_
     return ERR_OK;
 }
 
-static enum err tick_run(struct store *s, void *arg, struct error *reterr)
-{
-    return usage_tick(s, clock_now_s(), TICK_INSTANCES, arg, reterr);
-}
-
-/* What only the clock does to the counts. *at_ms: when it is due next. */
-static void events_tick(struct events *ev, uint64_t *at_ms)
-{
-    static unsigned long long logged;
-    struct error err = {0};
-    bool more = false;
-    if (clock_mono_ms() < *at_ms)
-        return;
-    if (db_run(ev->admin->writer, DB_TRANSACTION, tick_run, &more, &err))
-        log_limited(&logged, LOG_EVERY_MS, LOG_LEVEL_WARN, "events: the counts could not be looked after: %s", err.text);
-    *at_ms = clock_mono_ms() + (more ? 0 : TICK_MS);
-}
-
 static void *events_main(void *arg)
 {
     struct events *ev = arg;
@@ -436,11 +416,9 @@ static void *events_main(void *arg)
     unsigned long long logged = 0;
     bool old = true; /* first what an earlier life read and did not acknowledge */
 
-    uint64_t tick_at_ms = clock_mono_ms() + TICK_MS;
     while (!atomic_load(&ev->stopping)) {
         struct error err = {0};
         size_t n;
-        events_tick(ev, &tick_at_ms);
         enum err e = events_round(ev, old, &b, &n, &err);
         if (e) {
             log_limited(&logged, LOG_EVERY_MS, LOG_LEVEL_WARN, "events: %s; trying again", err.text[0] ? err.text : err_text(e));

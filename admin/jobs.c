@@ -15,6 +15,7 @@
 #include "licenses.h"
 #include "plans.h"
 #include "transfers.h"
+#include "usage.h"
 #include "pullgate/clock.h"
 #include "pullgate/credential.h"
 #include "pullgate/log.h"
@@ -29,6 +30,7 @@
 #define RETRY_MAX_S     3600
 #define PRUNE_EVERY_S   60
 #define PRUNE_AT_ONCE   "1000" /* rows of each kind */
+#define INSTANCES_AT_ONCE 200 /* installations that leave: each may change what its customer may pull */
 #define DENIALS_KEEP_H  48
 #define ERROR_MAX       300 /* characters of an error that are kept */
 
@@ -606,6 +608,8 @@ enum err jobs_prune(struct admin *a, struct store *s, int64_t now_s, struct erro
     enum err err = ERR_OK;
     for (size_t i = 0; !err && i < sizeof rows / sizeof *rows; i++)
         err = store_exec(s, NULL, reterr, rows[i].sql, "i", rows[i].before);
+    if (!err)
+        err = usage_tick(s, now_s, INSTANCES_AT_ONCE, reterr);
     return err ? err : transfers_expire(s, now_s, reterr);
 }
 

@@ -176,19 +176,6 @@ static enum err check_may_order(struct api *rq)
     return ERR_OK;
 }
 
-static enum err count_of(struct api *rq, const char *sql, const char *param, int64_t *ret)
-{
-    struct store_stmt *st = NULL;
-    bool row = false;
-    enum err err = store_query(rq->store, &st, &rq->error, sql, "z", param);
-    if (!err)
-        err = store_step(st, &row, &rq->error);
-    if (!err && row)
-        *ret = store_col_int(st, 0);
-    store_done(&st);
-    return err;
-}
-
 /* ---- plans ------------------------------------------------------------------------------------------------------------- */
 
 static enum err portal_plans(struct api *rq)
@@ -241,7 +228,7 @@ static enum err portal_order_create(struct api *rq)
     int64_t open = 0;
     enum err err = check_may_order(rq);
     if (!err)
-        err = count_of(rq, "SELECT COUNT(*) FROM orders WHERE customer_id=? AND source='portal' AND status='pending'", rq->customer_id, &open);
+        err = api_number(rq, "SELECT COUNT(*) FROM orders WHERE customer_id=? AND source='portal' AND status='pending'", str_c(rq->customer_id), &open);
     if (!err && open >= ORDERS_OPEN_MAX)
         err = api_fail(rq, ERR_CONFLICT, "too_many_open", NULL, "%d orders wait already", ORDERS_OPEN_MAX);
     if (!err)
@@ -520,7 +507,7 @@ static enum err portal_request_create(struct api *rq)
     if (!err && str_eq(jv_get_str(license, "status"), S("revoked")))
         err = api_fail(rq, ERR_CONFLICT, "action_not_allowed", NULL, "the license is revoked, which is final");
     if (!err)
-        err = count_of(rq, "SELECT COUNT(*) FROM requests WHERE license_id=? AND status='open'", jv_get_c(license, "id", ""), &open);
+        err = api_number(rq, "SELECT COUNT(*) FROM requests WHERE license_id=? AND status='open'", jv_get_str(license, "id"), &open);
     if (!err && open >= REQUESTS_OPEN_MAX)
         err = api_fail(rq, ERR_CONFLICT, "too_many_open", NULL, "%d requests of this license wait already", REQUESTS_OPEN_MAX);
     if (!err && plan_id.n && !str_eq(kind, S("change")))

@@ -50,8 +50,8 @@ static void limits_read(struct str text, struct str action, struct limits *ret)
     ret->pulls = jv_get_int(v, "pulls", 0);
     ret->bytes = jv_get_int(v, "bytes", 0);
     ret->instances = jv_get_int(v, "max_instances", 0);
-    struct str own = jv_get_str(v, "limit_action"), period = jv_get_str(v, "reset_period");
-    ret->is_denying = str_eq(own.n ? own : action, S("deny"));
+    struct str period = jv_get_str(v, "reset_period");
+    ret->is_denying = str_eq(action, S("deny"));
     ret->has_period = period.n && period_parse(period, &ret->period, NULL) == ERR_OK;
     jv_free(v);
 }
@@ -157,14 +157,14 @@ static enum err window_counts(struct store *s, struct use *u, struct error *rete
     return err;
 }
 
-static enum err instances_count(struct store *s, const struct use *u, int64_t *ret, struct error *reterr)
+enum err usage_instances(struct store *s, struct str license_id, int64_t from_s, int64_t until_s, int64_t *ret, struct error *reterr)
 {
     struct store_stmt *st;
     bool row = false;
     enum err err = store_query(
         s, &st, reterr,
-        "SELECT count(*) FROM license_instances WHERE license_id=? AND kind='pull' AND revoked_at=0 AND (?=0 OR last_seen_at>=?)", "zii",
-        u->id, u->until_s, u->from_s);
+        "SELECT count(*) FROM license_instances WHERE license_id=? AND kind='pull' AND revoked_at=0 AND (?=0 OR last_seen_at>=?)", "sii",
+        license_id, until_s, from_s);
     *ret = 0;
     if (err)
         return err;
@@ -296,7 +296,7 @@ enum err usage_pulled(struct store *s, const struct usage_pull *p, struct error 
     if (!err && (is_turned || (has_limit && p->allowed))) {
         err = window_counts(s, &u, reterr);
         if (!err && is_new && u.limits.instances > 0)
-            err = instances_count(s, &u, &instances, reterr);
+            err = usage_instances(s, str_c(u.id), u.from_s, u.until_s, &instances, reterr);
         if (!err)
             err = use_judge(s, &u, instances, true, is_turned && u.limits.instances > 0 && u.limits.is_denying, reterr);
     } else if (!err && p->is_quota && u.limits.instances > 0 && !(u.passed & PASSED_INSTANCES) && !u.exceeded) {
@@ -342,7 +342,7 @@ enum err usage_refresh(struct store *s, struct str license_id, int64_t now_s, st
         window_turn(&u, now_s);
         err = window_counts(s, &u, reterr);
         if (!err)
-            err = instances_count(s, &u, &instances, reterr);
+            err = usage_instances(s, str_c(u.id), u.from_s, u.until_s, &instances, reterr);
         /* A limit that was raised above what is used may be passed, and told, once more. */
         if (u.limits.pulls == 0 || u.pulls < u.limits.pulls)
             u.passed &= ~(int64_t)PASSED_PULLS;
@@ -359,13 +359,12 @@ enum err usage_refresh(struct store *s, struct str license_id, int64_t now_s, st
 
 /* ---- the clock ---------------------------------------------------------------------------------------------------------- */
 
-enum err usage_tick(struct store *s, int64_t now_s, int max, bool *ret_more, struct error *reterr)
+enum err usage_tick(struct store *s, int64_t now_s, int max, struct error *reterr)
 {
     int64_t silent = now_s - (int64_t)USAGE_INSTANCE_DAYS * 86400;
     struct store_stmt *st;
     struct strbuf gone = {0};
     bool row;
-    int n = 0;
     enum err err = store_exec(s, NULL, reterr, "DELETE FROM usage_reports WHERE at<?", "i", now_s - REPORT_KEEP_S);
     if (!err)
         err = store_query(s, &st, reterr,
@@ -378,7 +377,6 @@ enum err usage_tick(struct store *s, int64_t now_s, int max, bool *ret_more, str
         sb_add_char(&gone, ' ');
         sb_add(&gone, store_col_str(st, 1));
         sb_add_char(&gone, '\n');
-        n++;
     }
     store_done(&st);
     struct str rest = sb_str(&gone), line, license, instance;
@@ -389,6 +387,5 @@ enum err usage_tick(struct store *s, int64_t now_s, int max, bool *ret_more, str
             err = usage_refresh(s, license, now_s, reterr);
     }
     sb_free(&gone);
-    *ret_more = n == max;
     return err;
 }

@@ -26,10 +26,12 @@ enum err usage_bytes(struct store *s, struct str report_id, struct str license_i
  * the fact may change; emits no event. */
 enum err usage_refresh(struct store *s, struct str license_id, int64_t now_s, struct error *reterr) MUST_USE;
 /* What only the clock does: installations that were silent for long give their places up, old report ids are forgotten. At most `max`
- * installations; call again soon when *ret_more. */
-enum err usage_tick(struct store *s, int64_t now_s, int max, bool *ret_more, struct error *reterr) MUST_USE;
+ * installations; the others the next time. */
+enum err usage_tick(struct store *s, int64_t now_s, int max, struct error *reterr) MUST_USE;
 
 extern const struct field USAGE_FIELDS[]; /* of the object that usage_print() makes */
+/* Installations that hold a place in the window from from_s; until_s 0: it has no end, and whoever was not silent for long counts. */
+enum err usage_instances(struct store *s, struct str license_id, int64_t from_s, int64_t until_s, int64_t *ret, struct error *reterr) MUST_USE;
 /* GET /licenses/{id}/usage as an object (api_usage.c); a customer's request sees its own licenses only. */
 enum err usage_print(struct api *rq, struct str license_id, struct jv **ret) MUST_USE;
 

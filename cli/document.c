@@ -480,16 +480,12 @@ static bool path_option(struct command *c, const char *key, const char *value)
     while (str_next(&rest, '/', &part)) {
         if (part.n > 0 && part.p[0] == '{' && before.n > 0) {
             char *collection = str_dup(before);
-            struct strbuf word = {0};
-            sb_addc(&word, collection);
-            bool is = resource_is(word.p, str_c(key));
-            sb_free(&word);
-            if (is) {
+            bool is = resource_is(collection, str_c(key));
+            if (is)
                 jv_set_c(c->named, collection, value);
-                mem_free(collection);
-                return true;
-            }
             mem_free(collection);
+            if (is)
+                return true;
         }
         before = part;
     }

@@ -631,6 +631,8 @@ enum err entitlement_parse(const struct jv *doc, struct entitlement **ret, struc
     for (size_t i = 0; i < e->n_licenses; i++)
         if (!license_read(o, jv_at(licenses, i), &e->licenses[i], reterr))
             goto fail;
+    for (size_t i = 0; i < e->n_licenses; i++)
+        e->counts_instances |= e->licenses[i].instances_full;
     if (!form_close(&f))
         goto fail;
     *ret = e;

@@ -110,10 +110,7 @@ static bool addr_counts(const struct asker *a)
 uint64_t asker_instance(const struct fact *customer, const char *credential_id, const uint8_t *addr)
 {
     const struct entitlement *ent = customer->entitlement;
-    for (size_t i = 0; ent && addr && credential_id && i < ent->n_licenses; i++)
-        if (ent->licenses[i].instances_full)
-            return license_instance(str_c(credential_id), addr);
-    return 0;
+    return ent && ent->counts_instances && addr && credential_id ? license_instance(str_c(credential_id), addr) : 0;
 }
 
 /* Digests that the grants themselves name lead somewhere too, also when no tag does (any more). */

@@ -133,6 +133,7 @@ struct entitlement {
     struct str support_contact; /* vendor's, may be empty */
     bool customer_disabled;
     int64_t requests_per_second; /* this customer's own bound; 0: limits.requests_per_customer */
+    bool counts_instances; /* some license has all its installations' places taken */
     struct license *licenses;
     size_t n_licenses;
 };
