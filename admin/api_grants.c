@@ -24,6 +24,7 @@ const struct field GRANT_FIELDS[] = {
     {.name = "note", .type = FIELD_STRING, .flags = FIELD_EMPTY},
     {.name = "created_at", .type = FIELD_TIME},
     {.name = "excluded", .type = FIELD_STRINGS, .about = "versions taken out of what it selects"},
+    {.name = "origin", .type = FIELD_STRING, .one_of = "plan|hand|coupon|import", .about = "change-plan exchanges the plan's only"},
     {.name = NULL},
 };
 const struct field GRANT_IN_FIELDS[] = {
@@ -96,7 +97,8 @@ static enum err grant_times(struct api *rq, const struct jv *in, const char *pre
     return err;
 }
 
-enum err grant_insert(struct api *rq, const struct license_row *r, const struct jv *in, const char *prefix, char id[ID_MAX])
+enum err grant_insert(struct api *rq, const struct license_row *r, const struct jv *in, const char *origin, const char *prefix,
+                      char id[ID_MAX])
 {
     char field[API_FIELD_MAX];
     enum selector_kind kind;
@@ -123,11 +125,11 @@ enum err grant_insert(struct api *rq, const struct license_row *r, const struct 
     id_new("grt_", id);
     err = store_exec(rq->store, NULL, &rq->error,
                      "INSERT INTO grants (id, license_id, selector, value, include_prerelease, not_before, not_after, on_move, "
-                     "repositories, created_at, note)"
-                     " VALUES (?,?,?,?,?,?,?,?,?,?,?)",
-                     "zzzsbiissis", id, r->id, selector_kind_text(kind), value, jv_get_bool(in, "include_prerelease", false), not_before,
+                     "repositories, created_at, note, origin)"
+                     " VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
+                     "zzzsbiissisz", id, r->id, selector_kind_text(kind), value, jv_get_bool(in, "include_prerelease", false), not_before,
                      not_after, on_move.p ? on_move : S("follow"), repositories.n ? sb_str(&repositories) : S("[]"), rq->now_s,
-                     note.p ? note : S(""));
+                     note.p ? note : S(""), jv_get_c(in, "origin", origin));
     sb_free(&repositories);
     return err;
 }
@@ -164,7 +166,7 @@ static enum err grant_add(struct api *rq)
     if (!err && jv_len(jv_get(rq->before, "grants")) >= GRANTS_MAX)
         err = api_fail(rq, ERR_CONFLICT, "too_many_grants", NULL, "a license has at most %d grants", GRANTS_MAX);
     if (!err)
-        err = grant_insert(rq, &r, rq->in, "", id);
+        err = grant_insert(rq, &r, rq->in, "hand", "", id);
     if (!err)
         err = tags_pin_license(rq->store, str_c(r.id), rq->now_s, &rq->error);
     if (!err)
@@ -215,6 +217,15 @@ static bool grant_narrows(const struct api *rq, const struct jv *old, const stru
     return jv_len(names) && (!jv_len(had_names) || !names_within(had_names, names));
 }
 
+/* Does it select otherwise than before? Then it is no longer what the plan said. */
+static bool grant_differs(const struct api *rq, const struct jv *old, const struct window *had, const struct window *w)
+{
+    const struct jv *had_names = jv_get(old, "repositories"), *names = jv_get(rq->in, "repositories");
+    bool had_pre = jv_get_bool(old, "include_prerelease", false);
+    return w->not_before != had->not_before || w->not_after != had->not_after || jv_get_bool(rq->in, "include_prerelease", had_pre) != had_pre ||
+           (jv_len(names) && (jv_len(names) != jv_len(had_names) || !names_within(names, had_names)));
+}
+
 static enum err grant_update(struct api *rq)
 {
     struct license_row r = {0};
@@ -236,11 +247,12 @@ static enum err grant_update(struct api *rq)
     if (!err)
         err = store_exec(rq->store, NULL, &rq->error,
                          "UPDATE grants SET not_before=?, not_after=?, include_prerelease=?, repositories=COALESCE(?,repositories), "
-                         "note=COALESCE(?,note)"
+                         "note=COALESCE(?,note), origin=CASE WHEN ? THEN 'hand' ELSE origin END"
                          " WHERE id=?",
-                         "iibsss", w.not_before, w.not_after,
+                         "iibssbs", w.not_before, w.not_after,
                          jv_get_bool(rq->in, "include_prerelease", jv_get_bool(old, "include_prerelease", false)),
-                         repositories.n ? sb_str(&repositories) : (struct str){NULL, 0}, jv_get_str(rq->in, "note"), rq->params[1]);
+                         repositories.n ? sb_str(&repositories) : (struct str){NULL, 0}, jv_get_str(rq->in, "note"),
+                         grant_differs(rq, old, &had, &w), rq->params[1]);
     if (!err)
         err = tags_pin_license(rq->store, str_c(r.id), rq->now_s, &rq->error);
     if (!err)
@@ -352,41 +364,53 @@ static int64_t time_of(struct api *rq, const struct jv *in, const char *name, bo
     return err ? -1 : t;
 }
 
-/* Do the printed grant and the wanted one select the same? */
-static bool selects_same(struct api *rq, const struct jv *has, const struct jv *want)
+static struct str text_or(const struct jv *grant, const char *name, struct str dflt)
 {
-    struct str value = jv_get_str(want, "value"), on_move = jv_get_str(want, "on_move");
-    const struct jv *names = jv_get(want, "repositories"), *had = jv_get(has, "repositories");
-    return str_eq(jv_get_str(has, "selector"), jv_get_str(want, "selector")) && str_eq(jv_get_str(has, "value"), value.p ? value : S("")) &&
-           str_eq(jv_get_str(has, "on_move"), on_move.p ? on_move : S("follow")) &&
-           jv_get_bool(has, "include_prerelease", false) == jv_get_bool(want, "include_prerelease", false) &&
-           jv_len(names) == jv_len(had) && names_within(names, had) &&
-           time_of(rq, has, "not_before", false) == time_of(rq, want, "not_before", false) &&
-           time_of(rq, has, "not_after", true) == time_of(rq, want, "not_after", true);
+    struct str s = jv_get_str(grant, name);
+    return s.p ? s : dflt;
 }
 
-enum err grants_replace(struct api *rq, const struct license_row *r, const struct jv *has, const struct jv *list)
+bool grants_same(struct api *rq, const struct jv *a, const struct jv *b)
+{
+    const struct jv *names = jv_get(a, "repositories"), *others = jv_get(b, "repositories");
+    return str_eq(jv_get_str(a, "selector"), jv_get_str(b, "selector")) && str_eq(text_or(a, "value", S("")), text_or(b, "value", S(""))) &&
+           str_eq(text_or(a, "on_move", S("follow")), text_or(b, "on_move", S("follow"))) &&
+           jv_get_bool(a, "include_prerelease", false) == jv_get_bool(b, "include_prerelease", false) && jv_len(names) == jv_len(others) &&
+           names_within(names, others) && time_of(rq, a, "not_before", false) == time_of(rq, b, "not_before", false) &&
+           time_of(rq, a, "not_after", true) == time_of(rq, b, "not_after", true);
+}
+
+static bool is_plans(const struct jv *grant)
+{
+    return str_eq(jv_get_str(grant, "origin"), S("plan"));
+}
+
+static bool is_among(struct api *rq, const struct jv *grant, const struct jv *list, bool only_plans)
+{
+    for (size_t i = 0; i < jv_len(list); i++)
+        if ((!only_plans || is_plans(jv_at(list, i))) && grants_same(rq, jv_at(list, i), grant))
+            return true;
+    return false;
+}
+
+enum err grants_exchange(struct api *rq, const struct license_row *r, const struct jv *has, const struct jv *list, bool keeps_others)
 {
     enum err err = ERR_OK;
     char prefix[API_FIELD_MAX], id[ID_MAX];
-    if (jv_len(list) > GRANTS_MAX)
-        return api_fail(rq, ERR_INVALID, "invalid_field", "grants", "grants: at most %d", GRANTS_MAX);
+    size_t n = jv_len(has);
     for (size_t i = 0; i < jv_len(has) && !err; i++) {
-        bool stays = false;
-        for (size_t j = 0; j < jv_len(list) && !stays; j++)
-            stays = selects_same(rq, jv_at(has, i), jv_at(list, j));
-        if (!stays)
-            err = refuse_locked(rq, r, "a grant would be removed");
-        if (!stays && !err)
-            err = store_exec(rq->store, NULL, &rq->error, "DELETE FROM grants WHERE id=?", "s", jv_get_str(jv_at(has, i), "id"));
+        const struct jv *grant = jv_at(has, i);
+        if (r->grants_locked || (is_plans(grant) ? is_among(rq, grant, list, false) : keeps_others))
+            continue;
+        n--;
+        err = store_exec(rq->store, NULL, &rq->error, "DELETE FROM grants WHERE id=?", "s", jv_get_str(grant, "id"));
     }
     for (size_t j = 0; j < jv_len(list) && !err; j++) {
-        bool is_there = false;
-        for (size_t i = 0; i < jv_len(has) && !is_there; i++)
-            is_there = selects_same(rq, jv_at(has, i), jv_at(list, j));
+        if (is_among(rq, jv_at(list, j), has, true))
+            continue;
         api_field(prefix, "grants[%zu].", j);
-        if (!is_there)
-            err = grant_insert(rq, r, jv_at(list, j), prefix, id);
+        err = ++n > GRANTS_MAX ? api_fail(rq, ERR_CONFLICT, "too_many_grants", NULL, "a license has at most %d grants", GRANTS_MAX)
+                               : grant_insert(rq, r, jv_at(list, j), "plan", prefix, id);
     }
     return err;
 }

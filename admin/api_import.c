@@ -380,6 +380,18 @@ static bool grants_have(const struct jv *have, const struct jv *grant)
     return false;
 }
 
+/* All but those that it had. */
+static enum err grants_are_imported(struct api *rq, struct str license_id, const struct jv *had)
+{
+    struct strbuf text = {0};
+    jv_dump(had, &text);
+    enum err err = store_exec(rq->store, NULL, &rq->error,
+                              "UPDATE grants SET origin='import' WHERE license_id=? AND id NOT IN (SELECT json_extract(value, '$.id') FROM json_each(?))",
+                              "ss", license_id, sb_str(&text));
+    sb_free(&text);
+    return err;
+}
+
 /* What the line says otherwise than the license has it. Grants are added, never taken: that is an act of its own. */
 static enum err line_update(struct api *rq, const struct jv *row, struct jv *in, struct str id, struct line_result *res)
 {
@@ -403,11 +415,14 @@ static enum err line_update(struct api *rq, const struct jv *row, struct jv *in,
     }
     sb_addc(&path, "/grants");
     const struct jv *grants = jv_get(in, "grants");
+    bool is_added = false;
     for (size_t i = 0; !err && i < jv_len(grants); i++)
         if (!grants_have(jv_get(license, "grants"), jv_at(grants, i))) {
-            changed = true;
+            changed = is_added = true;
             err = api_call(rq, HEAD_POST, path.p, jv_at(grants, i));
         }
+    if (!err && is_added)
+        err = grants_are_imported(rq, id, jv_get(license, "grants"));
     if (!err)
         err = line_own_columns(rq, row, id, &own);
     if (!err)

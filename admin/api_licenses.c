@@ -439,8 +439,12 @@ static enum err license_insert(struct api *rq, struct license_row *r, const char
     const struct jv *grants = jv_get(rq->in, "grants");
     for (size_t i = 0; !err && i < jv_len(grants); i++) {
         api_field(prefix, "grants[%zu].", i);
-        err = grant_insert(rq, r, jv_at(grants, i), prefix, grant_id);
+        err = grant_insert(rq, r, jv_at(grants, i), strcmp(source, "import") == 0 ? "import" : "hand", prefix, grant_id);
     }
+    if (!err && jv_get_str(rq->in, "plan_id").n)
+        err = store_exec(rq->store, NULL, &rq->error,
+                         "UPDATE licenses SET plan_limits=json_set(limits, '$.limit_action', limit_action), plan_features=features WHERE id=?", "z",
+                         r->id);
     if (!err)
         err = tags_pin_license(rq->store, str_c(r->id), rq->now_s, &rq->error);
     if (!err)
@@ -506,7 +510,7 @@ static enum err license_update_as(struct api *rq, enum lifecycle_action action, 
     if (!err)
         err = terms_write(rq, &r, false);
     if (!err && jv_type(grants) == JV_ARRAY) {
-        err = grants_replace(rq, &r, jv_get(rq->before, "grants"), grants);
+        err = grants_exchange(rq, &r, jv_get(rq->before, "grants"), grants, jv_get_bool(rq->in, "keep_grants", true));
         if (!err)
             err = tags_pin_license(rq->store, str_c(r.id), rq->now_s, &rq->error);
     }

@@ -159,7 +159,7 @@ static enum err subscription_change(struct api *rq, struct str id)
     if (!err && str_eq(jv_get_str(license, "status"), S("revoked")) && str_eq(jv_get_str(rq->in, "status"), S("revoked")))
         goto out; /* as it was told before */
     if (!err && !str_eq(jv_get_str(license, "plan_id"), jv_get_str(rq->in, "plan_id")))
-        err = plans_change(rq, id, jv_get_str(rq->in, "plan_id"), false, S("marketplace"));
+        err = plans_change(rq, id, jv_get_str(rq->in, "plan_id"), &(struct plan_change){.reason = S("marketplace")});
     if (!err)
         err = subscription_terms(rq, id);
     if (!err)

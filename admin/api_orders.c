@@ -415,7 +415,9 @@ static void add_coupon(struct jv *license, const struct coupon_use *u)
             jv_set(license, "grants", jv_array());
             grants = jv_get(license, "grants");
         }
-        jv_push(grants, jv_copy(u->grant));
+        struct jv *grant = jv_copy(u->grant);
+        jv_set_c(grant, "origin", "coupon");
+        jv_push(grants, grant);
     }
     if (u->features) {
         struct jv *features = jv_get(license, "features");
@@ -549,6 +551,8 @@ enum err order_make(struct api *rq, const struct jv *in, struct str customer_id,
     if (!err)
         err = store_exec(rq->store, NULL, &rq->error, "UPDATE licenses SET order_id=?, renew_needs_payment=? WHERE id=? AND vendor_id=?", "zbsz", id,
                          s.subtotal > use.discount, sb_str(&license_id), rq->vendor_id);
+    if (!err) /* counts that were ordered, and what a coupon gave, are not the plan's to take away */
+        err = plans_keep_own(rq, sb_str(&license_id), plan);
     if (!err)
         err = order_answer(rq, str_c(id));
     if (!err) {

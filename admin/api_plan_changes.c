@@ -8,9 +8,12 @@
  *   perpetual           none                                               now + updates_period  no
  *   trial               refused: a license does not become a trial
  *
- * Grants, limits, features, type, period, grace_days and requires_activation are the plan's; grants that select the same stay, with their
- * age and pins. What the customer pays for the difference is nothing that is known here. A change at the next period applies at the end
- * that the license has when it is asked for, before it renews: the renewal is by the other plan's period. */
+ * Type, period, grace_days and requires_activation are the plan's. Of the grants those are exchanged that came of a plan; what was granted by
+ * hand, by a coupon or an import stays, and where grants are locked all of them do. Limits and features are the plan's, but for members that
+ * were changed since the license was made of its plan, and counts that were ordered. From one perpetual plan to another updates_until moves
+ * forward only. What the customer pays for the difference is nothing that is known here. A change at the next period applies at the end that
+ * the license has when it is asked for, before it renews: the renewal is by the other plan's period. A further change takes the place of one
+ * that waits. */
 #include <stdio.h>
 #include <string.h>
 
@@ -29,6 +32,9 @@ const struct field SCHEDULED_CHANGE_FIELDS[] = {
     {.name = "plan_id", .type = FIELD_STRING},
     {.name = "at", .type = FIELD_TIME},
     {.name = "status", .type = FIELD_STRING, .one_of = "pending|applied|cancelled|failed"},
+    {.name = "keep_grants", .type = FIELD_BOOL},
+    {.name = "keep_limits", .type = FIELD_BOOL},
+    {.name = "reason", .type = FIELD_STRING, .flags = FIELD_EMPTY},
     {.name = "detail", .type = FIELD_STRING, .flags = FIELD_EMPTY, .about = "why it failed"},
     {.name = "actor", .type = FIELD_STRING},
     {.name = "created_at", .type = FIELD_TIME},
@@ -40,6 +46,10 @@ static const struct schema SCHEDULED_CHANGE = {"ScheduledChange", SCHEDULED_CHAN
 static const struct field CHANGE_PLAN_FIELDS[] = {
     {.name = "plan_id", .type = FIELD_STRING, .flags = FIELD_REQUIRED, .max = 64},
     {.name = "effective", .type = FIELD_STRING, .one_of = "now|next_period", .about = "now when absent"},
+    {.name = "keep_grants", .type = FIELD_BOOL, .about = "false: grants that are not the plan's go too, for a reason; true when absent"},
+    {.name = "keep_limits",
+     .type = FIELD_BOOL,
+     .about = "false: limits and features that were changed by hand, or ordered, become the plan's too; true when absent"},
     {.name = "reason", .type = FIELD_STRING, .flags = FIELD_EMPTY, .max = 500},
     {.name = NULL},
 };
@@ -53,38 +63,133 @@ static struct jv *or_null(const struct jv *v)
     return jv_type(v) == JV_NONE ? jv_null() : jv_copy(v);
 }
 
-static struct jv *limits_of(const struct jv *plan)
+static bool is_same(const struct jv *a, const struct jv *b)
 {
-    static const char *const MEMBERS[] = {"max_instances", "pulls", "bytes", "reset_period", "limit_action", "custom"};
-    const struct jv *limits = jv_get(plan, "limits");
-    struct jv *all = jv_object();
-    for (size_t i = 0; i < sizeof MEMBERS / sizeof *MEMBERS; i++)
-        jv_set(all, MEMBERS[i], or_null(jv_get(limits, MEMBERS[i])));
+    return jv_equal(a, b) || (jv_type(a) <= JV_NULL && jv_type(b) <= JV_NULL);
+}
+
+/* The plan's members, and the license's own where they are not what `base` says: of {"sso":true} what was taken away is gone as well. */
+static struct jv *members_merged(const struct jv *of_plan, const struct jv *own, const struct jv *base)
+{
+    struct jv *all = jv_type(of_plan) == JV_OBJECT ? jv_copy(of_plan) : jv_object();
+    for (void *it = jv_iter(base); it; it = jv_iter_next(base, it))
+        if (jv_type(jv_get(own, jv_iter_key(it))) == JV_NONE)
+            jv_del(all, jv_iter_key(it));
+    for (void *it = jv_iter(own); it; it = jv_iter_next(own, it))
+        if (!is_same(jv_iter_value(it), jv_get(base, jv_iter_key(it))))
+            jv_set(all, jv_iter_key(it), jv_copy(jv_iter_value(it)));
     return all;
 }
 
-/* The body of a PATCH that makes the license one of the plan. */
-static enum err change_body(struct api *rq, const struct jv *license, const struct jv *plan, struct jv **ret)
+/* As the API shows limits: what is not there by its name. */
+static struct jv *limits_plain(const struct jv *limits)
 {
-    static const char *const COPIED[] = {"type", "period", "grants", "features", "grace_days", "requires_activation"};
+    struct jv *l = jv_type(limits) == JV_OBJECT ? jv_copy(limits) : jv_object();
+    if (jv_type(jv_get(l, "limit_action")) != JV_STRING)
+        jv_set_c(l, "limit_action", "warn");
+    if (!jv_get_str(l, "reset_period").n)
+        jv_set_c(l, "reset_period", "");
+    if (jv_type(jv_get(l, "custom")) != JV_OBJECT)
+        jv_set(l, "custom", jv_object());
+    return l;
+}
+
+/* base NULL: the plan's alone. */
+static struct jv *limits_of(const struct jv *plan, const struct jv *license, const struct jv *base)
+{
+    static const char *const MEMBERS[] = {"max_instances", "pulls", "bytes", "reset_period", "limit_action"};
+    struct jv *of_plan = limits_plain(jv_get(plan, "limits")), *own = limits_plain(jv_get(license, "limits")), *was = limits_plain(base);
+    struct jv *all = jv_object();
+    for (size_t i = 0; i < sizeof MEMBERS / sizeof *MEMBERS; i++) {
+        bool is_own = base && !is_same(jv_get(own, MEMBERS[i]), jv_get(was, MEMBERS[i]));
+        jv_set(all, MEMBERS[i], or_null(jv_get(is_own ? own : of_plan, MEMBERS[i])));
+    }
+    struct jv *custom = base ? members_merged(jv_get(of_plan, "custom"), jv_get(own, "custom"), jv_get(was, "custom")) : jv_copy(jv_get(of_plan, "custom"));
+    jv_set(all, "custom", jv_len(custom) ? jv_copy(custom) : jv_null());
+    jv_free(custom);
+    jv_free(of_plan);
+    jv_free(own);
+    jv_free(was);
+    return all;
+}
+
+/* What the license had of its plan when it was made of it; NULL: it was not made of one. */
+struct base {
+    struct jv *limits, *features;
+};
+
+static enum err base_load(struct api *rq, const struct jv *license, struct base *ret)
+{
+    struct store_stmt *st = NULL;
+    bool row = false;
+    enum err err = store_query(rq->store, &st, &rq->error, "SELECT plan_limits, plan_features FROM licenses WHERE id=? AND vendor_id=?", "sz",
+                               jv_get_str(license, "id"), rq->vendor_id);
+    if (!err)
+        err = store_step(st, &row, &rq->error);
+    if (!err && row && store_col_str(st, 0).n)
+        err = jv_parse(store_col_str(st, 0), &JV_LIMITS_TRUSTED, &ret->limits, &rq->error);
+    if (!err && row && store_col_str(st, 1).n)
+        err = jv_parse(store_col_str(st, 1), &JV_LIMITS_TRUSTED, &ret->features, &rq->error);
+    store_done(&st);
+    return err == ERR_INVALID ? ERR_INTERNAL : err;
+}
+
+static void base_free(struct base *b)
+{
+    jv_free(b->limits);
+    jv_free(b->features);
+}
+
+enum err plans_keep_own(struct api *rq, struct str license_id, const struct jv *plan)
+{
+    struct strbuf limits = {0}, features = {0};
+    struct jv *plain = limits_plain(jv_get(plan, "limits"));
+    jv_dump(plain, &limits);
+    jv_free(plain);
+    jv_dump(jv_get(plan, "features"), &features);
+    enum err err = store_exec(rq->store, NULL, &rq->error, "UPDATE licenses SET plan_limits=?, plan_features=? WHERE id=? AND vendor_id=?", "sssz",
+                              sb_str(&limits), sb_str(&features), license_id, rq->vendor_id);
+    sb_free(&limits);
+    sb_free(&features);
+    return err;
+}
+
+/* The body of a PATCH that makes the license one of the plan. */
+static enum err change_body(struct api *rq, const struct jv *license, const struct jv *plan, const struct plan_change *c, struct jv **ret)
+{
+    static const char *const COPIED[] = {"type", "period", "grants", "grace_days", "requires_activation"};
+    struct base base = {0};
     struct str type = jv_get_str(plan, "type"), had = jv_get_str(license, "type");
     bool is_perpetual = str_eq(type, S("perpetual")), was_trial = str_eq(had, S("trial"));
     bool is_inactive = str_eq(jv_get_str(license, "status"), S("inactive"));
     bool keeps_end = !is_perpetual && !was_trial && jv_get_str(license, "expires_at").n;
     bool begins_later = is_inactive && str_eq(type, S("subscription"));
-    int64_t expires_at = 0, updates_until = 0;
+    int64_t expires_at = 0, updates_until = 0, had_until = 0;
     if (str_eq(type, S("trial")))
         return api_fail(rq, ERR_CONFLICT, "plan_not_applicable", "plan_id", "plan_id: a license does not become a trial");
     if (!str_eq(jv_get_str(plan, "application_id"), jv_get_str(license, "application_id")))
         return api_fail(rq, ERR_CONFLICT, "plan_not_applicable", "plan_id", "plan_id: the plan is one of another application");
     enum err err = plans_terms_from(rq, plan, S(""), rq->now_s, &expires_at, &updates_until);
-    if (err)
+    if (!err)
+        err = api_time_end(rq, license, "updates_until", "updates_until", &had_until);
+    if (!err)
+        err = base_load(rq, license, &base);
+    if (err) {
+        base_free(&base);
         return err;
+    }
+    if (is_perpetual && str_eq(had, S("perpetual")) && (!had_until || had_until > updates_until))
+        updates_until = had_until;
     struct jv *in = jv_object();
     jv_set_str(in, "plan_id", jv_get_str(plan, "id"));
     for (size_t i = 0; i < sizeof COPIED / sizeof *COPIED; i++)
         jv_set(in, COPIED[i], jv_copy(jv_get(plan, COPIED[i])));
-    jv_set(in, "limits", limits_of(plan));
+    jv_set(in, "limits", limits_of(plan, license, c->drops_limits ? NULL : base.limits));
+    jv_set(in, "features",
+           c->drops_limits || !base.features ? jv_copy(jv_get(plan, "features"))
+                                             : members_merged(jv_get(plan, "features"), jv_get(license, "features"), base.features));
+    jv_set_bool(in, "keep_grants", !c->drops_grants);
+    base_free(&base);
     jv_set_int(in, "trial_days", 0);
     jv_set_c(in, "starts_on", "");
     if (!keeps_end)
@@ -96,14 +201,16 @@ static enum err change_body(struct api *rq, const struct jv *license, const stru
     return ERR_OK;
 }
 
-static enum err change_now(struct api *rq, struct str license_id, const struct jv *plan, struct str reason)
+static enum err change_now(struct api *rq, struct str license_id, const struct jv *plan, const struct plan_change *c)
 {
     struct jv *license = NULL, *in = NULL;
     enum err err = licenses_get(rq, license_id, &license);
     if (!err)
-        err = change_body(rq, license, plan, &in);
+        err = change_body(rq, license, plan, c, &in);
     if (!err)
-        err = licenses_change(rq, license_id, "change-plan", in, NULL, reason);
+        err = licenses_change(rq, license_id, "change-plan", in, NULL, c->reason);
+    if (!err)
+        err = plans_keep_own(rq, license_id, plan);
     jv_free(license);
     jv_free(in);
     return err;
@@ -111,7 +218,7 @@ static enum err change_now(struct api *rq, struct str license_id, const struct j
 
 /* ---- later ------------------------------------------------------------------------------------------------------------- */
 
-#define CHANGE_COLUMNS "id, plan_id, at, status, detail, actor, created_at, done_at"
+#define CHANGE_COLUMNS "id, plan_id, at, status, detail, actor, created_at, done_at, keep_grants, keep_limits, reason"
 
 static struct jv *change_print(const struct store_stmt *st)
 {
@@ -125,6 +232,9 @@ static struct jv *change_print(const struct store_stmt *st)
     jv_set_str(v, "actor", store_col_str(st, 5));
     jv_set_time(v, "created_at", store_col_int(st, 6));
     jv_set_time(v, "done_at", store_col_int(st, 7));
+    jv_set_bool(v, "keep_grants", store_col_int(st, 8) != 0);
+    jv_set_bool(v, "keep_limits", store_col_int(st, 9) != 0);
+    jv_set_str(v, "reason", store_col_str(st, 10));
     return v;
 }
 
@@ -178,10 +288,27 @@ static void tell_scheduled(struct api *rq, const struct jv *before)
     jv_set(rq->out, "changes", changes);
 }
 
-/* Takes the place of one that is pending. */
-static enum err change_later(struct api *rq, struct str license_id, const struct jv *plan, struct str reason)
+/* Of a dry run: what the change would do if its time were now, done and taken back. */
+static enum err change_look(struct api *rq, struct str license_id, const struct jv *plan, const struct plan_change *c, struct jv **ret)
 {
-    struct jv *license = NULL, *in = NULL, *data = jv_object();
+    if (!rq->is_dry_run)
+        return ERR_OK;
+    enum err err = store_exec(rq->store, NULL, &rq->error, "SAVEPOINT change_look", "");
+    if (!err)
+        err = change_now(rq, license_id, plan, c);
+    if (!err)
+        err = store_exec(rq->store, NULL, &rq->error, "ROLLBACK TO change_look", "");
+    if (!err)
+        err = store_exec(rq->store, NULL, &rq->error, "RELEASE change_look", "");
+    if (!err)
+        *ret = jv_copy(rq->out);
+    return err;
+}
+
+/* Takes the place of one that is pending. */
+static enum err change_later(struct api *rq, struct str license_id, const struct jv *plan, const struct plan_change *c)
+{
+    struct jv *license = NULL, *in = NULL, *seen = NULL, *data = jv_object();
     char id[ID_MAX];
     int64_t at = 0;
     enum err err = licenses_get(rq, license_id, &license);
@@ -194,20 +321,23 @@ static enum err change_later(struct api *rq, struct str license_id, const struct
         jv_set(rq->problem, "allowed_actions", jv_copy(jv_get(license, "allowed_actions")));
     }
     if (!err)
-        err = change_body(rq, license, plan, &in); /* that it can be at all */
+        err = change_body(rq, license, plan, c, &in); /* that it can be at all */
     if (!err)
         err = api_time_end(rq, license, "expires_at", "expires_at", &at);
     if (!err && at <= rq->now_s)
         err = api_fail(rq, ERR_CONFLICT, "no_period", "effective", "effective: the license has no period that is to end; change it now");
+    if (!err)
+        err = change_look(rq, license_id, plan, c, &seen);
     if (err)
         goto out;
     id_new("chg_", id);
     err = pending_end(rq, license_id, "cancelled", "another change took its place");
     if (!err)
         err = store_exec(rq->store, NULL, &rq->error,
-                         "INSERT INTO scheduled_changes (id, vendor_id, license_id, plan_id, at, status, actor, created_at)"
-                         " VALUES (?,?,?,?,?,'pending',?,?)",
-                         "zzssizi", id, rq->vendor_id, license_id, jv_get_str(plan, "id"), at, rq->actor, rq->now_s);
+                         "INSERT INTO scheduled_changes (id, vendor_id, license_id, plan_id, at, status, actor, created_at, keep_grants, keep_limits,"
+                         " reason) VALUES (?,?,?,?,?,'pending',?,?,?,?,COALESCE(?,''))",
+                         "zzssizibbs", id, rq->vendor_id, license_id, jv_get_str(plan, "id"), at, rq->actor, rq->now_s, !c->drops_grants,
+                         !c->drops_limits, c->reason);
     if (!err)
         err = store_exec(rq->store, NULL, &rq->error, "UPDATE licenses SET change_at=? WHERE id=? AND vendor_id=?", "isz", at, license_id,
                          rq->vendor_id);
@@ -215,24 +345,33 @@ static enum err change_later(struct api *rq, struct str license_id, const struct
     jv_set_str(data, "plan_id", jv_get_str(plan, "id"));
     jv_set_time(data, "at", at);
     if (!err)
-        err = licenses_changed(rq, license_id, "license.change_scheduled", reason, data);
+        err = licenses_changed(rq, license_id, "license.change_scheduled", c->reason, data);
     if (!err)
         tell_scheduled(rq, license);
+    if (!err && seen) {
+        jv_set(rq->out, "effect", jv_copy(jv_get(seen, "effect")));
+        jv_set(rq->out, "last_pulls", jv_copy(jv_get(seen, "last_pulls")));
+    }
 out:
+    jv_free(seen);
     jv_free(license);
     jv_free(in);
     jv_free(data);
     return err;
 }
 
-enum err plans_change(struct api *rq, struct str license_id, struct str plan_id, bool is_next_period, struct str reason)
+enum err plans_change(struct api *rq, struct str license_id, struct str plan_id, const struct plan_change *c)
 {
     struct jv *plan = NULL;
+    if (c->drops_grants && !str_trim(c->reason).n)
+        return api_fail(rq, ERR_INVALID, "missing_field", "reason", "reason: missing; what a customer loses is taken for a reason");
     enum err err = plans_get(rq, plan_id, false, &plan);
     if (err == ERR_NOT_FOUND)
         return api_fail(rq, ERR_INVALID, "unknown_reference", "plan_id", "plan_id: no such object");
+    if (!err && !c->is_next_period) /* what waited was of a plan that it no longer has */
+        err = pending_end(rq, license_id, "cancelled", "another change took its place");
     if (!err)
-        err = is_next_period ? change_later(rq, license_id, plan, reason) : change_now(rq, license_id, plan, reason);
+        err = c->is_next_period ? change_later(rq, license_id, plan, c) : change_now(rq, license_id, plan, c);
     jv_free(plan);
     return err;
 }
@@ -253,19 +392,25 @@ static enum err change_failed(struct api *rq, struct str license_id, const char 
 
 enum err plans_apply_scheduled(struct api *rq, struct str license_id)
 {
-    struct strbuf plan_id = {0};
+    struct strbuf plan_id = {0}, reason = {0};
+    struct plan_change c = {0};
     struct store_stmt *st = NULL;
     struct jv *plan = NULL;
     bool row = false;
     char *id = str_dup(license_id); /* may be of an answer that the change replaces */
     enum err err = store_query(rq->store, &st, &rq->error,
-                               "SELECT c.plan_id FROM scheduled_changes c JOIN licenses l ON l.id=c.license_id WHERE c.license_id=? AND c.vendor_id=?"
+                               "SELECT c.plan_id, c.keep_grants, c.keep_limits, c.reason FROM scheduled_changes c JOIN licenses l ON l.id=c.license_id WHERE c.license_id=? AND c.vendor_id=?"
                                " AND c.status='pending' AND c.at<=? AND l.status<>'suspended'",
                                "zzi", id, rq->vendor_id, rq->now_s);
     if (!err)
         err = store_step(st, &row, &rq->error);
-    if (!err && row)
+    if (!err && row) {
         sb_add(&plan_id, store_col_str(st, 0));
+        c.drops_grants = store_col_int(st, 1) == 0;
+        c.drops_limits = store_col_int(st, 2) == 0;
+        sb_add(&reason, store_col_str(st, 3).n ? store_col_str(st, 3) : S("scheduled"));
+        c.reason = sb_str(&reason);
+    }
     store_done(&st);
     if (err || !row)
         goto out;
@@ -276,7 +421,7 @@ enum err plans_apply_scheduled(struct api *rq, struct str license_id)
     if (!err)
         err = pending_end(rq, str_c(id), "applied", "");
     if (!err)
-        err = change_now(rq, str_c(id), plan, S("scheduled"));
+        err = change_now(rq, str_c(id), plan, &c);
     bool is_refused = err == ERR_CONFLICT || err == ERR_INVALID || err == ERR_NOT_FOUND || err == ERR_DENIED;
     if (is_refused) {
         struct error why = rq->error;
@@ -292,6 +437,7 @@ enum err plans_apply_scheduled(struct api *rq, struct str license_id)
 out:
     jv_free(plan);
     sb_free(&plan_id);
+    sb_free(&reason);
     mem_free(id);
     return err;
 }
@@ -315,8 +461,11 @@ static enum err license_change_plan(struct api *rq)
     enum err err = check_license(rq);
     if (err)
         return err;
-    return plans_change(rq, rq->params[0], jv_get_str(rq->in, "plan_id"), str_eq(jv_get_str(rq->in, "effective"), S("next_period")),
-                        jv_get_str(rq->in, "reason"));
+    return plans_change(rq, rq->params[0], jv_get_str(rq->in, "plan_id"),
+                        &(struct plan_change){.is_next_period = str_eq(jv_get_str(rq->in, "effective"), S("next_period")),
+                                              .drops_grants = !jv_get_bool(rq->in, "keep_grants", true),
+                                              .drops_limits = !jv_get_bool(rq->in, "keep_limits", true),
+                                              .reason = jv_get_str(rq->in, "reason")});
 }
 
 static enum err change_list(struct api *rq)

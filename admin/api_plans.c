@@ -6,6 +6,7 @@
 
 #include "api_routes.h"
 #include "eventlog.h"
+#include "licensemodel.h"
 #include "money.h"
 #include "pullgate/clock.h"
 #include "pullgate/credential.h"
@@ -622,6 +623,23 @@ static void merge_members(struct jv *in, const char *name, const struct jv *plan
     jv_set(in, name, whole);
 }
 
+/* Grants that the body names take the place of the plan's; one that selects what one of the plan's does is the plan's. */
+static void merge_grants(struct api *rq, struct jv *in, const struct jv *plan)
+{
+    const struct jv *of_plan = jv_get(plan, "grants");
+    bool is_named = jv_type(jv_get(in, "grants")) == JV_ARRAY;
+    if (!is_named)
+        jv_set(in, "grants", jv_copy(of_plan));
+    struct jv *grants = jv_get(in, "grants");
+    for (size_t i = 0; i < jv_len(grants); i++) {
+        bool is_plans = !is_named;
+        for (size_t k = 0; k < jv_len(of_plan) && !is_plans; k++)
+            is_plans = grants_same(rq, jv_at(of_plan, k), jv_at(grants, i));
+        if (is_plans)
+            jv_set_c(jv_at(grants, i), "origin", "plan");
+    }
+}
+
 enum err plan_apply(struct api *rq, struct jv *in)
 {
     struct jv *plan = NULL;
@@ -652,9 +670,10 @@ enum err plan_apply(struct api *rq, struct jv *in)
         goto out;
     if (is_type(plan, "subscription") && start >= rq->now_s)
         expires_at = 0; /* runs its first period from when it comes into force: licenses_act() */
-    static const char *const COPIED[] = {"type", "period", "grants", "grace_days", "requires_activation", "auto_renew"};
+    static const char *const COPIED[] = {"type", "period", "grace_days", "requires_activation", "auto_renew"};
     for (size_t i = 0; i < sizeof COPIED / sizeof *COPIED; i++)
         set_if_absent(in, COPIED[i], jv_copy(jv_get(plan, COPIED[i])));
+    merge_grants(rq, in, plan);
     merge_members(in, "limits", plan);
     merge_members(in, "features", plan);
     if (is_type(plan, "trial") && jv_get_int(plan, "trial_days", 0) > 0 && jv_type(jv_get(in, "expires_at")) == JV_NONE) {

@@ -262,6 +262,7 @@ static struct jv *grant_print(const struct store_stmt *st)
     jv_set_str(v, "note", store_col_str(st, 8));
     jv_set_time(v, "created_at", store_col_int(st, 9));
     api_set_json(v, "excluded", store_col_str(st, 10));
+    jv_set_str(v, "origin", store_col_str(st, 11));
     return v;
 }
 
@@ -272,7 +273,7 @@ static enum err license_add_grants(struct api *rq, struct jv *license)
     bool row;
     enum err err =
         store_query(rq->store, &st, &rq->error,
-                    "SELECT id, selector, value, include_prerelease, not_before, not_after, on_move, repositories, note, created_at, excluded"
+                    "SELECT id, selector, value, include_prerelease, not_before, not_after, on_move, repositories, note, created_at, excluded, origin"
                     " FROM grants WHERE license_id=? ORDER BY created_at, id",
                     "s", jv_get_str(license, "id"));
     while (!err) {

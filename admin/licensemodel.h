@@ -44,10 +44,15 @@ enum err license_touch(struct api *rq, const struct license_row *r) MUST_USE; /*
 extern const struct field GRANT_FIELDS[], GRANT_IN_FIELDS[];
 extern const struct field LIMIT_IN_FIELDS[];
 extern const struct schema LICENSE_ANSWER; /* of api_licenses.c */
-/* One grant into the license. prefix names it in a refusal: "grants[0]." or "". */
-enum err grant_insert(struct api *rq, const struct license_row *r, const struct jv *in, const char *prefix, char id[ID_MAX]) MUST_USE;
-/* The license has these grants afterwards; those of `has` (as printed) that select the same stay. */
-enum err grants_replace(struct api *rq, const struct license_row *r, const struct jv *has, const struct jv *list) MUST_USE;
+/* One grant into the license. prefix names it in a refusal: "grants[0]." or "". origin: whose it is, where `in` has no member of that name:
+ * "plan", "hand", "coupon", "import". */
+enum err grant_insert(struct api *rq, const struct license_row *r, const struct jv *in, const char *origin, const char *prefix,
+                      char id[ID_MAX]) MUST_USE;
+/* Do two grants, as the API prints or takes them, select the same? */
+bool grants_same(struct api *rq, const struct jv *a, const struct jv *b);
+/* Of the grants it has (as printed), the plan's become those of `list`; those that select the same stay, with their age and pins. Others stay
+ * unless told; all of a license whose grants are locked. */
+enum err grants_exchange(struct api *rq, const struct license_row *r, const struct jv *has, const struct jv *list, bool keeps_others) MUST_USE;
 
 /* ---- dry runs (effect.c) ------------------------------------------------------------------------------------------------- */
 

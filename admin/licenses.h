@@ -25,9 +25,10 @@ enum err licenses_make(struct api *rq, const struct jv *in, const char *source) 
  *   renew, extend keep the day of the month that is meant (anchor_day), and move an updates_until that is the end as well. */
 enum err licenses_act(struct api *rq, struct str id, const char *action, const struct jv *in) MUST_USE;
 
-/* PATCH /licenses/{id} with `in`, which may also name "plan_id" and "grants" here: the grants it has afterwards (those that select the same
- * stay as they are, with their age and pins). `action` is judged ("change-plan", "update"); event: of history and event log, NULL: the
- * action's. reason may be {NULL,0}. ERR_CONFLICT "grants_locked" where a grant would go that may not. */
+/* PATCH /licenses/{id} with `in`, which may also name "plan_id" and "grants" here: what its plan grants from then on, instead of what the plan
+ * granted so far (those that select the same stay as they are, with their age and pins). Grants that are not the plan's stay, unless
+ * "keep_grants" is false; where grants are locked, all of them do. `action` is judged ("change-plan", "update"); event: of history and event
+ * log, NULL: the action's. reason may be {NULL,0}. */
 enum err licenses_change(struct api *rq, struct str id, const char *action, const struct jv *in, const char *event, struct str reason)
     MUST_USE;
 

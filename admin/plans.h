@@ -23,7 +23,16 @@ enum err plans_apply_scheduled(struct api *rq, struct str license_id) MUST_USE;
 enum err plans_add_scheduled(struct api *rq, struct jv *license) MUST_USE;
 extern const struct field SCHEDULED_CHANGE_FIELDS[];
 /* change-plan as its route does it, now or at the end of the period. rq->out: the license. */
-enum err plans_change(struct api *rq, struct str license_id, struct str plan_id, bool is_next_period, struct str reason) MUST_USE;
+struct plan_change {
+    bool is_next_period;
+    bool drops_grants; /* also those that are not the plan's */
+    bool drops_limits; /* limits and features that were changed by hand become the plan's */
+    struct str reason; /* {NULL,0}: none */
+};
+enum err plans_change(struct api *rq, struct str license_id, struct str plan_id, const struct plan_change *c) MUST_USE;
+
+/* The license has its limits and features of this plan: what it has otherwise stays when it becomes one of another plan. */
+enum err plans_keep_own(struct api *rq, struct str license_id, const struct jv *plan) MUST_USE;
 
 /* A line of the license's history and its event, of something that does not change the status. license: as licenses_get() gives it. */
 enum err plans_note(struct api *rq, const struct jv *license, const char *event, struct str reason, const struct jv *data) MUST_USE;

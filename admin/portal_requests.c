@@ -594,7 +594,9 @@ static enum err request_approve(struct api *rq)
     if (!err && is_renewal)
         err = licenses_act(rq, license_id, "renew", in);
     else if (!err && plan_id.n)
-        err = plans_change(rq, license_id, plan_id, str_eq(jv_get_str(rq->in, "effective"), S("next_period")), jv_get_str(in, "reason"));
+        err = plans_change(rq, license_id, plan_id,
+                           &(struct plan_change){.is_next_period = str_eq(jv_get_str(rq->in, "effective"), S("next_period")),
+                                                 .reason = jv_get_str(in, "reason")});
     if (!err) {
         err = request_decide(rq, request, "approved");
         request = NULL;

@@ -261,9 +261,16 @@ static const char MIGRATION_3[] =
     "CREATE TABLE scheduled_changes ("
     " id TEXT PRIMARY KEY, vendor_id TEXT NOT NULL, license_id TEXT NOT NULL REFERENCES licenses(id), plan_id TEXT NOT NULL,"
     " at INTEGER NOT NULL, status TEXT NOT NULL CHECK (status IN ('pending','applied','cancelled','failed')),"
+    " keep_grants INTEGER NOT NULL DEFAULT 1, keep_limits INTEGER NOT NULL DEFAULT 1, reason TEXT NOT NULL DEFAULT ''," /* as it was asked for */
     " detail TEXT NOT NULL DEFAULT '', actor TEXT NOT NULL, created_at INTEGER NOT NULL, done_at INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;\n"
     "CREATE INDEX scheduled_changes_license ON scheduled_changes(license_id, created_at, id);\n"
     "CREATE UNIQUE INDEX scheduled_changes_pending ON scheduled_changes(license_id) WHERE status='pending';\n"
+    /* Who gave a grant: only the plan's own go with the plan. */
+    "ALTER TABLE grants ADD COLUMN origin TEXT NOT NULL DEFAULT 'hand' CHECK (origin IN ('plan','hand','coupon','import'));\n"
+    /* Limits (with limit_action) and features as they were when the license was made of its plan, JSON, '' without a plan: what differs since
+     * was changed by hand. */
+    "ALTER TABLE licenses ADD COLUMN plan_limits TEXT NOT NULL DEFAULT '';\n"
+    "ALTER TABLE licenses ADD COLUMN plan_features TEXT NOT NULL DEFAULT '';\n"
 
     "CREATE TABLE coupons ("
     " id TEXT PRIMARY KEY, vendor_id TEXT NOT NULL REFERENCES vendors(id), code TEXT NOT NULL," /* in capitals */

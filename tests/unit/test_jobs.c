@@ -393,7 +393,7 @@ static void test_2_20_a_scheduled_change_once_also_after_a_month_down(void **sta
     struct error e = {0};
     (void)state;
     license("lic_1", end - 60 * DAY, end, "auto_renew=1, period='P1M', type='subscription', grace_days=9");
-    sqlf("INSERT INTO grants (id, license_id, selector, value, created_at) VALUES ('grt_1','lic_1','all','',1)");
+    sqlf("INSERT INTO grants (id, license_id, selector, value, created_at, origin) VALUES ('grt_1','lic_1','all','',1,'plan')");
     change_at_end("lic_1", end, "app_1");
     run(end - 1);
     assert_string_equal(rows("SELECT plan_id || period || change_at FROM licenses"), rows("SELECT 'P1M' || %lld", (long long)end));

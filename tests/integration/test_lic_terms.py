@@ -1,0 +1,164 @@
+"""What happens to terms and grants when a license passes to another plan, is paid for, or is made of what happened before; each test named after
+its row. Where a pull is affected it is a real one."""
+import datetime
+import json
+
+import requests
+
+from admin_fixture import problem, second_vendor  # noqa: F401
+from stack import wait_for
+from test_lic_plans import at, change, coupon, cus, days_from_now, denied, events, failed, history, hook, lic_of, licensed, order, paid, plan, pull, s, secret  # noqa: F401
+
+
+def origins(lic):
+    return sorted((g["origin"], g["selector"], g["value"]) for g in lic["grants"])
+
+
+def grant(s, lic, value="2.0.0", **kw):
+    return s.api.post(f"/licenses/{lic['id']}/grants", {"selector": "exact", "value": value, **kw}, 200)
+
+
+def tags(list_):
+    return sorted(t["tag"] for t in list_)
+
+
+# ---- grants and where they come from -----------------------------------------------------------------------------------------
+
+
+def test_lic_3_12_a_hotfix_survives_a_change_of_plan(s, cus):
+    c, auth = cus
+    low, high = plan(s, grants=[{"selector": "exact", "value": "1.0.0"}]), plan(s, grants=[{"selector": "exact", "value": "1.1.0"}])
+    lic = grant(s, licensed(s, c, low), note="hotfix of the night")
+    assert origins(lic) == [("hand", "exact", "2.0.0"), ("plan", "exact", "1.0.0")]
+    pull(s, auth, "2.0.0", 200)
+    seen = s.api("POST", f"/licenses/{lic['id']}/change-plan?dry_run=1", {"plan_id": high["id"]}, 200).json()
+    assert tags(seen["effect"]["gained"]) == ["1.1.0"] and tags(seen["effect"]["lost"]) == ["1.0.0"]
+    up = change(s, lic, high)
+    assert origins(up) == [("hand", "exact", "2.0.0"), ("plan", "exact", "1.1.0")]
+    assert [g["id"] for g in up["grants"] if g["origin"] == "hand"] == [g["id"] for g in lic["grants"] if g["origin"] == "hand"]
+    pull(s, auth, "2.0.0", 200)
+    pull(s, auth, "1.1.0", 200)
+    denied(s, auth, "1.0.0", "version_not_granted")
+    # explicitly, for a reason
+    url = f"/licenses/{lic['id']}/change-plan"
+    problem(s.api("POST", url, {"plan_id": low["id"], "keep_grants": False}), 400, "missing_field", "reason")
+    seen = s.api("POST", url + "?dry_run=1", {"plan_id": low["id"], "keep_grants": False, "reason": "x"}, 200).json()
+    assert tags(seen["effect"]["lost"]) == ["1.1.0", "2.0.0"] and tags(seen["effect"]["gained"]) == ["1.0.0"]
+    down = change(s, lic, low, keep_grants=False, reason="the hotfix is in 1.0")
+    assert origins(down) == [("plan", "exact", "1.0.0")]
+    denied(s, auth, "2.0.0", "version_not_granted")
+    assert [h["reason"] for h in s.api.get(f"/licenses/{lic['id']}/history")["items"] if h["event"] == "license.plan_changed"][0] == "the hotfix is in 1.0"
+
+
+def test_lic_2_20_a_hotfix_survives_a_downgrade_at_the_end_of_the_period(s, cus):
+    c, auth = cus
+    high, low = plan(s, grants=[{"selector": "range", "value": "^1"}]), plan(s, grants=[{"selector": "exact", "value": "1.0.0"}])
+    for kw, left in (({}, [("hand", "exact", "2.0.0"), ("plan", "exact", "1.0.0")]), ({"keep_grants": False, "reason": "agreed"}, [("plan", "exact", "1.0.0")])):
+        end = (datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=5)).strftime("%Y-%m-%dT%H:%M:%SZ")
+        lic = grant(s, licensed(s, c, high, expires_at=end))
+        body = {"plan_id": low["id"], "effective": "next_period", **kw}
+        seen = s.api("POST", f"/licenses/{lic['id']}/change-plan?dry_run=1", body, 200).json()
+        assert tags(seen["effect"]["lost"]) == (["1.1.0"] if not kw else ["1.1.0", "2.0.0"]) and seen["plan_id"] == high["id"], "what it will do"
+        assert s.api.get(f"/licenses/{lic['id']}")["scheduled_changes"] == []
+        later = change(s, lic, low, "next_period", **kw)["scheduled_changes"][0]
+        assert later["keep_grants"] is (not kw) and later["reason"] == kw.get("reason", "")
+        down = wait_for("the change", lambda: (lambda x: x if x["plan_id"] == low["id"] else None)(s.api.get(f"/licenses/{lic['id']}")), 25)
+        assert origins(down) == left
+        s.api.post(f"/licenses/{lic['id']}/revoke", {}, 200)
+
+
+def test_lic_3_8_locked_grants_stay_whatever_the_plan(s, cus):
+    c, auth = cus
+    low, high = plan(s, grants=[{"selector": "exact", "value": "1.0.0"}]), plan(s, grants=[{"selector": "exact", "value": "1.1.0"}])
+    lic = grant(s, licensed(s, c, low, grants_locked=True))
+    up = change(s, lic, high, keep_grants=False, reason="x")
+    assert origins(up) == [("hand", "exact", "2.0.0"), ("plan", "exact", "1.0.0"), ("plan", "exact", "1.1.0")]
+    for tag in ("1.0.0", "1.1.0", "2.0.0"):
+        pull(s, auth, tag, 200)
+
+
+def test_lic_0_17_what_a_coupon_gave_stays(s, cus):
+    c, auth = cus
+    o = order(s, c, plan(s, features={"sso": False}), coupon=coupon(s, "grant", {"selector": "exact", "value": "2.0.0"})["code"])
+    s.api.post(f"/orders/{o['id']}/approve", {}, 200)
+    assert origins(lic_of(s, o)) == [("coupon", "exact", "2.0.0"), ("plan", "range", "^1")]
+    up = change(s, lic_of(s, o), plan(s, grants=[{"selector": "exact", "value": "1.0.0"}]))
+    assert origins(up) == [("coupon", "exact", "2.0.0"), ("plan", "exact", "1.0.0")]
+    pull(s, auth, "2.0.0", 200)
+    f = order(s, c, plan(s, features={"sso": False}), coupon=coupon(s, "grant", {"features": {"audit": True}})["code"])
+    assert change(s, lic_of(s, f), plan(s, features={"sso": True}))["features"] == {"sso": True, "audit": True}
+
+
+def test_lic_3_12_what_is_named_beside_a_plan_is_by_hand(s, cus):
+    c, _ = cus
+    p = plan(s)
+    lic = licensed(s, c, p, grants=[{"selector": "range", "value": "^1"}, {"selector": "exact", "value": "2.0.0"}])
+    assert origins(lic) == [("hand", "exact", "2.0.0"), ("plan", "range", "^1")]
+    # a plan's grant that is changed is the vendor's own from then on; its note alone changes nothing
+    url = f"/licenses/{lic['id']}/grants/{[g['id'] for g in lic['grants'] if g['origin'] == 'plan'][0]}"
+    assert origins(s.api("PATCH", url, {"note": "seen"}, 200).json()) == origins(lic)
+    assert origins(s.api("PATCH", url, {"include_prerelease": True}, 200).json()) == [("hand", "exact", "2.0.0"), ("hand", "range", "^1")]
+    again = change(s, lic, plan(s))  # which has the range beside the one that was changed
+    assert origins(again) == [("hand", "exact", "2.0.0"), ("hand", "range", "^1"), ("plan", "range", "^1")]
+    bare = licensed(s, c, p)
+    problem(s.api("POST", f"/licenses/{bare['id']}/grants", {"selector": "all", "origin": "plan"}), 400, "unknown_field", "origin")
+    none = s.api.post("/licenses", {"name": "by hand", "customer_id": c["id"], "application_id": s.app["id"], "grants": [{"selector": "exact", "value": "1.0.0"}]})
+    assert origins(none) == [("hand", "exact", "1.0.0")]
+
+
+def test_lic_3_12_as_many_grants_as_there_may_be(s, cus):
+    c, _ = cus
+    many = plan(s, grants=[{"selector": "exact", "value": f"1.{n}.0"} for n in range(199)])
+    lic = grant(s, grant(s, licensed(s, c, plan(s)), "2.0.0"), "2.1.0-beta.1")
+    problem(s.api("POST", f"/licenses/{lic['id']}/change-plan", {"plan_id": many["id"]}), 409, "too_many_grants")
+    assert s.api.get(f"/licenses/{lic['id']}")["grants"] == lic["grants"]
+
+
+# ---- limits and features -----------------------------------------------------------------------------------------------------
+
+
+def test_lic_0_43_limits_that_were_changed_by_hand_stay(s, cus):
+    c, _ = cus
+    low = plan(s, limits={"max_instances": 1, "pulls": 10, "custom": {"seats": 1, "rooms": 2}}, features={"sso": False, "beta": True, "x": 1})
+    high = plan(s, limits={"max_instances": 5, "bytes": 9, "limit_action": "deny", "custom": {"seats": 9, "rooms": 9, "more": 1}}, features={"sso": True, "beta": True, "new": 1})
+    as_made = change(s, licensed(s, c, low), high)
+    assert as_made["limits"] == {"max_instances": 5, "bytes": 9, "reset_period": "", "limit_action": "deny", "custom": {"seats": 9, "rooms": 9, "more": 1}}
+    assert as_made["features"] == {"sso": True, "beta": True, "new": 1}
+    lic = licensed(s, c, low)
+    s.api("PATCH", f"/licenses/{lic['id']}", {"limits": {"max_instances": 3, "pulls": None, "custom": {"seats": 4, "rooms": 2, "own": True}}, "features": {"sso": False, "x": 2, "mine": 1}}, 200)
+    up = change(s, lic, high)
+    assert up["limits"] == {"max_instances": 3, "bytes": 9, "reset_period": "", "limit_action": "deny", "custom": {"seats": 4, "rooms": 9, "more": 1, "own": True}}
+    assert up["features"] == {"sso": True, "x": 2, "mine": 1, "new": 1}  # beta was taken away by hand
+    back = change(s, lic, low)
+    assert back["limits"]["max_instances"] == 3 and "pulls" in back["limits"] and back["limits"]["limit_action"] == "warn" and back["limits"]["custom"] == {"seats": 4, "rooms": 2, "own": True}
+    plain = change(s, lic, high, keep_limits=False)
+    assert plain["limits"] == as_made["limits"] and plain["features"] == as_made["features"]
+    assert change(s, lic, low)["limits"]["max_instances"] == 1
+
+
+def test_lic_0_12_counts_that_were_ordered_stay(s, cus):
+    c, _ = cus
+    o = order(s, c, plan(s, limits={"max_instances": 1, "pulls": 7}), instances=30, users=4)
+    s.api.post(f"/orders/{o['id']}/approve", {}, 200)
+    up = change(s, lic_of(s, o), plan(s, period="P1Y", limits={"max_instances": 1, "pulls": 70, "custom": {"max_users": 1}}))
+    assert (up["limits"]["max_instances"], up["limits"]["pulls"], up["limits"]["custom"]) == (30, 70, {"max_users": 4})
+
+
+# ---- which change counts -----------------------------------------------------------------------------------------------------
+
+
+def test_lic_0_44_a_change_at_once_takes_the_place_of_one_that_waits(s, cus):
+    c, _ = cus
+    lic, low, high = licensed(s, c, plan(s)), plan(s), plan(s, type="perpetual")
+    change(s, lic, low, "next_period")
+    up = change(s, lic, high)
+    assert up["scheduled_changes"] == [] and [x["status"] for x in s.api.get(f"/licenses/{lic['id']}/scheduled-changes")["items"]] == ["cancelled"]
+
+
+def test_lic_4_29_updates_are_not_shortened_by_a_change_of_plan(s, cus):
+    c, _ = cus
+    lic = licensed(s, c, plan(s, type="perpetual"), updates_until="2090-01-01")
+    assert change(s, lic, plan(s, type="perpetual"))["updates_until"] == lic["updates_until"]
+    ever = licensed(s, c, plan(s, type="perpetual"), updates_until=None)
+    assert ever["updates_until"] is None and change(s, ever, plan(s, type="perpetual"))["updates_until"] is None
+    assert 729 < days_from_now(change(s, licensed(s, c, plan(s, type="perpetual")), plan(s, type="perpetual", updates_period="P2Y"))["updates_until"]) < 732
