@@ -224,7 +224,7 @@ static const struct key keys[] = {
     NUMBER("limits.inflight_per_customer", T_COUNT, limits.inflight_per_customer, "64", 1, 1000000,
            "Requests of one customer in progress; more is 429."),
     NUMBER_RESTART("limits.upstream_connections", T_COUNT, limits.upstream_connections, "128", 1, 65536,
-                   "Connections to one upstream, per worker."),
+                   "Connections of a proxy to one upstream, divided among its workers, of which each has at least 4."),
     NUMBER_RESTART("limits.upstream_queue", T_COUNT, limits.upstream_queue, "256", 1, 65536,
                    "Operations that wait for one of limits.upstream_connections, per worker; more is 503."),
     NUMBER("limits.auth_failures_per_minute", T_COUNT, limits.auth_failures_per_minute, "30", 1, 1000000,

@@ -19,6 +19,7 @@
 #include "pullgate/mem.h"
 #include "pullgate/seal.h"
 #include "pullgate/slots.h"
+#include "pullgate/tokenshare.h"
 
 #define UPSTREAM_MAGIC 0x55505354u
 #define OP_MAGIC 0x55504f50u
@@ -34,6 +35,7 @@
 #define TOKEN_MARGIN_MS 30000u            /* renewed so long before its end, or a quarter of its life before */
 #define REFUSALS_MAX 3u                   /* 401s of one operation */
 #define TOKEN_REFUSED_MS 2000u            /* a refusal of the realm is remembered so long: many tries lock an account */
+#define META_FEW 4u                       /* connections for manifests at least, where that is no more than a quarter of all */
 #define TURN_MS 15000u                    /* for a connection to come free, where first_byte_ms says nothing */
 #define RETRY_AFTER_CROWDED_S 2u
 #define BACKOFF_FIRST_MS 50u              /* then four times as long each */
@@ -68,8 +70,8 @@ struct upstream {
     struct upstream_limits lim;
     char scheme[8], host[256], *prefix; /* prefix: "" or "/path", no slash at the end */
     unsigned port;
-    struct fetch_pool *meta, *blobs, *hops; /* hops: never carries a password for another host, and shares no connection with the rest */
-    struct fetch_pool *auth;                /* to realms */
+    struct fetch_pool *meta, *blobs; /* to the upstream's own host: together no more than lim.fetch.connections */
+    struct fetch_pool *hops, *auth;  /* to other hosts, by redirects and of realms: never carry a password further */
     struct slots *meta_slots, *blob_slots;  /* curl would queue without bound and by age alone */
     enum auth auth_mode;
     char *realm, *service; /* of the last challenge that was believed */
@@ -360,6 +362,12 @@ static void breaker_tell(const struct upstream *u, bool open)
         __atomic_store_n(&u->lim.counters->is_open, (uint64_t)open, __ATOMIC_RELAXED);
 }
 
+static uint64_t meta_part(uint64_t n)
+{
+    uint64_t few = n / 4 < META_FEW ? n / 4 : META_FEW, part = n / 8 > few ? n / 8 : few;
+    return part ? part : 1;
+}
+
 static struct fetch_pool *pool_new(const struct upstream *u, uint64_t connections, bool meta)
 {
     struct fetch_limits lim = u->lim.fetch;
@@ -402,7 +410,7 @@ struct upstream *upstream_new(struct loop *l, struct upstream_spec *take_spec, c
         u->prefix = mem_strdup(""); /* no host: every operation fails with a sentence */
     }
     /* Blobs to slow clients hold their connections for hours: manifests and tokens must not queue behind them. */
-    uint64_t n = u->lim.fetch.connections, meta = n / 8 ? n / 8 : 1;
+    uint64_t n = u->lim.fetch.connections, meta = meta_part(n);
     u->meta_slots = slots_new(meta, u->lim.queue);
     u->blob_slots = slots_new(n > meta ? n - meta : 1, u->lim.queue);
     u->meta = pool_new(u, meta, true);
@@ -433,12 +441,16 @@ static void token_free(struct token *t)
     mem_free(t);
 }
 
+static void token_value_drop(struct token *t)
+{
+    free_secret_text(t->value);
+    t->value = NULL;
+}
+
 static void tokens_drop(struct upstream *u)
 {
-    for (struct token *t = u->tokens; t; t = t->next) {
-        free_secret_text(t->value);
-        t->value = NULL;
-    }
+    for (struct token *t = u->tokens; t; t = t->next)
+        token_value_drop(t);
 }
 
 void upstream_unref(struct upstream **pu)
@@ -695,6 +707,41 @@ static void query_add(struct strbuf *b, char before, const char *key, const char
     }
 }
 
+/* What a token is good for, all of it: another upstream, password, fact, realm, service or scope is another key. */
+static void token_key(const struct upstream *u, const char *scope, uint8_t ret[TOKENSHARE_KEY])
+{
+    const struct upstream_spec *s = u->spec;
+    const char *const parts[] = {s->id, s->url, s->username, s->password, u->realm, u->service, scope};
+    struct strbuf b = {0};
+    sb_addf(&b, "%llu", (unsigned long long)u->lim.epoch);
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
+        sb_addf(&b, "|%zu:%s", strlen(parts[i]), parts[i]);
+    seal_sha256(sb_str(&b), ret);
+    mem_cleanse(b.p, b.n);
+    sb_free(&b);
+}
+
+/* What the other workers know of t: it takes their token where that is newer, and loses its own where that was refused. */
+static enum tokenshare_has token_look(struct token *t)
+{
+    struct upstream *u = t->u;
+    struct tokenshare_token got = {0};
+    uint8_t key[TOKENSHARE_KEY];
+    if (!u->lim.tokens || !u->realm)
+        return TOKENSHARE_NOTHING;
+    token_key(u, t->scope, key);
+    enum tokenshare_has has = tokenshare_look(u->lim.tokens, key, t->serial, loop_now_ms(u->loop), &got);
+    if (has == TOKENSHARE_NEWER) {
+        token_value_drop(t);
+        t->value = got.value;
+        t->use_until_ms = got.use_until_ms;
+        t->serial = got.serial;
+    } else if (has == TOKENSHARE_REFUSED) {
+        token_value_drop(t);
+    }
+    return has;
+}
+
 static struct token *token_find(struct upstream *u, const char *scope)
 {
     struct token *t = u->tokens;
@@ -804,10 +851,16 @@ static bool token_read(struct token *t)
         if (life_s > TOKEN_LIFE_MAX_S)
             life_s = TOKEN_LIFE_MAX_S;
         uint64_t life_ms = (uint64_t)life_s * 1000, margin = life_ms / 4 < TOKEN_MARGIN_MS ? life_ms / 4 : TOKEN_MARGIN_MS;
-        free_secret_text(t->value);
+        token_value_drop(t);
         t->value = str_dup(value);
         t->use_until_ms = t->asked_ms + life_ms - margin;
-        t->serial = ++t->u->token_serial;
+        if (t->u->lim.tokens) {
+            uint8_t key[TOKENSHARE_KEY];
+            token_key(t->u, t->scope, key);
+            t->serial = tokenshare_put(t->u->lim.tokens, key, t->value, t->use_until_ms, loop_now_ms(t->u->loop));
+        } else {
+            t->serial = ++t->u->token_serial;
+        }
     }
     jv_free(v);
     return ok;
@@ -856,6 +909,8 @@ static void on_token_done(void *ctx, enum err err, const char *text, bool got_by
     if (t->body.p)
         mem_cleanse(t->body.p, t->body.n);
     sb_reset(&t->body);
+    if (e && t->status != 401 && t->status != 403 && token_look(t) == TOKENSHARE_NEWER)
+        e = ERR_OK; /* another worker had more luck meanwhile */
     token_settle(t, e, why); /* last: t and u may be gone */
 }
 
@@ -896,7 +951,7 @@ static void token_fetch(struct token *t)
                               .ca_only = own,
                               .policy = {.https_only = strcmp(u->scheme, "https") == 0, .allow_private = named},
                               .max_body = TOKEN_BYTES};
-    t->f = fetch_start(u->auth, &r, &handlers, t);
+    t->f = fetch_start(own ? u->meta : u->auth, &r, &handlers, t);
     sb_free(&url);
 }
 
@@ -921,6 +976,7 @@ static struct token *token_need(struct upstream_op *op)
     }
     if (!t)
         t = token_make(u, op->scope);
+    token_look(t);
     if (t->value && loop_now_ms(u->loop) < t->use_until_ms)
         return t;
     op->token = t;
@@ -1027,10 +1083,15 @@ static void op_challenged(struct upstream_op *op)
     if (op->sent == AUTH_BEARER) {
         struct token *t = token_find(u, op->scope);
         if (t && t->value && t->serial == op->sent_serial) {
-            free_secret_text(t->value);
-            t->value = NULL;
+            token_value_drop(t);
+            if (u->lim.tokens) {
+                uint8_t key[TOKENSHARE_KEY];
+                token_key(u, t->scope, key);
+                tokenshare_refuse(u->lim.tokens, key, t->serial);
+            }
         }
-        op->renewed = true;
+        /* What another worker got may be as old as what was refused: no try of one's own yet. */
+        op->renewed = !t || token_look(t) != TOKENSHARE_NEWER;
     }
     if (bearer) {
         if (!bearer_adopt(op, bearer, why)) {
@@ -1117,7 +1178,7 @@ static void op_send_with(struct upstream_op *op, struct token *t)
                               .ca_only = own,
                               .policy = {.https_only = strcmp(u->scheme, "https") == 0, .allow_private = own || op->hop_private},
                               .max_body = op->kind == OP_BLOB || op->kind == OP_PING ? 0 : op->body_max};
-    struct fetch_pool *pool = op->hop_url ? u->hops : op->kind == OP_BLOB && !op->head ? u->blobs : u->meta;
+    struct fetch_pool *pool = !own ? u->hops : op->kind == OP_BLOB && !op->head ? u->blobs : u->meta;
     op->f = fetch_start(pool, &r, &handlers, op);
     if (bearer.p)
         mem_cleanse(bearer.p, bearer.n);

@@ -21,6 +21,7 @@
 #include "pullgate/privileges.h"
 #include "pullgate/reload.h"
 #include "pullgate/sandbox.h"
+#include "pullgate/tokenshare.h"
 
 #include "accesslog.h"
 #include "admission.h"
@@ -252,6 +253,7 @@ static enum err serve(struct program *g, struct error *error)
     p->guard = guard_new(cfg);
     p->admission = admission_new(g->loop, p);
     p->metrics = proxy_metrics_new(p);
+    p->upstream_tokens = tokenshare_new();
     if ((e = accesslog_new(cfg, &p->accesslog, error)) != ERR_OK)
         return e;
     p->blobs = blobs_new(cfg, error);
@@ -430,6 +432,7 @@ int main(int argc, char **argv)
     loop_free(g.loop);
     blobs_free(&g.proxy.blobs);
     guard_free(&g.proxy.guard);
+    tokenshare_free(&g.proxy.upstream_tokens);
     admission_free(&g.proxy.admission);
     accesslog_free(&g.proxy.accesslog);
     proxy_metrics_free(&g.proxy.metrics);

@@ -11,6 +11,7 @@
 #include "worker.h"
 
 #define HELD_MAX 1024u               /* upstreams held; the one used longest ago goes first, once its operations have ended */
+#define CONNECTIONS_FEW 4u           /* to an upstream, that a worker has at least */
 #define TAGS_BYTES (16u * 1024 * 1024) /* of the tag list of one repository, all pages */
 #define BREAKER_FAILURES 5u
 #define BREAKER_MS 1000u
@@ -107,11 +108,19 @@ static bool limits_moved(const struct held *h, const struct upstream_limits *lim
     return h->lim.retries != lim->retries || h->lim.manifest_bytes != lim->manifest_bytes || h->lim.fetch.total_ms != lim->fetch.total_ms;
 }
 
+/* limits.upstream_connections is the process's. A fixed part for each worker bounds those that idle as well, which no count of requests
+ * in progress does, and no worker waits for another. */
+static uint64_t connections_of(const struct worker *w)
+{
+    uint64_t part = w->cfg->limits.upstream_connections / w->proxy->n_workers;
+    return part > CONNECTIONS_FEW ? part : CONNECTIONS_FEW;
+}
+
 static struct upstream *upstream_of(struct upstreams *u, const struct fact *fact, const char *id)
 {
     const struct config *cfg = u->w->cfg;
     const struct upstream_limits lim = {
-        .fetch = {.connections = cfg->limits.upstream_connections, .connect_ms = cfg->limits.upstream_connect_ms,
+        .fetch = {.connections = connections_of(u->w), .connect_ms = cfg->limits.upstream_connect_ms,
                   .first_byte_ms = cfg->limits.upstream_first_byte_ms, .stall_ms = cfg->limits.upstream_stall_ms,
                   .total_ms = cfg->limits.blob_max_duration_ms},
         .retries = (unsigned)cfg->limits.upstream_retries,
@@ -119,6 +128,8 @@ static struct upstream *upstream_of(struct upstreams *u, const struct fact *fact
         .tags_bytes = TAGS_BYTES,
         .breaker_failures = BREAKER_FAILURES,
         .breaker_ms = BREAKER_MS,
+        .tokens = u->w->proxy->upstream_tokens,
+        .epoch = fact->epoch,
         .queue = cfg->limits.upstream_queue,
         .counters = proxy_metrics_upstream(u->w, id),
     };

@@ -25,6 +25,7 @@ struct blobs;
 struct proxy_metrics;
 struct turns;
 struct admission;
+struct tokenshare;
 
 struct proxy { /* immutable after start, or thread-safe by itself, or the main thread's */
     struct config *cfg;      /* main thread: the one in force. Workers have their own reference */
@@ -35,6 +36,7 @@ struct proxy { /* immutable after start, or thread-safe by itself, or the main t
     struct accesslog *accesslog;
     struct proxy_metrics *metrics;
     struct admission *admission; /* process-wide: what memory is left for */
+    struct tokenshare *upstream_tokens; /* process-wide: what upstreams gave, for all workers */
     char instance[64];   /* host:pid */
     char service[256];   /* of the challenge, issuer and audience of tokens */
     char base_url[512];  /* "https://registry.vendor.example": where /token is */

@@ -117,7 +117,7 @@ struct config {
         uint64_t closure_nodes;            /* 10000 */
         uint64_t closure_depth;            /* 4 */
         uint64_t inflight_per_customer;    /* 64 */
-        uint64_t upstream_connections;     /* 128 per upstream and worker */
+        uint64_t upstream_connections;     /* 128 per upstream: divided among the workers */
         uint64_t upstream_queue;           /* 256 per upstream and worker */
         uint64_t auth_failures_per_minute; /* 30 per address */
         uint64_t auth_failures_per_credential; /* 30 per minute */

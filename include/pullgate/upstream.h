@@ -14,6 +14,7 @@
 
 struct jv;
 struct keyring;
+struct tokenshare;
 
 struct upstream_spec { /* owned copies */
     char *id;
@@ -45,6 +46,8 @@ struct upstream_limits {
     size_t tags_bytes;       /* 16 MiB over all pages */
     unsigned breaker_failures; /* consecutive; opens the breaker for breaker_ms */
     uint64_t breaker_ms;
+    struct tokenshare *tokens; /* Bearer tokens are shared with other upstreams of the same spec and epoch; may be NULL; outlives the upstream */
+    uint64_t epoch;            /* of what the spec was read from */
     uint64_t queue;            /* operations that wait for a connection, each of manifests and blobs; more is ERR_UNAVAILABLE. 0: any number */
     struct upstream_counters *counters; /* may be NULL; outlives the upstream and its operations */
 }; /* a 0 takes the value named here; breaker_failures 0: 5, breaker_ms 0: 1000 */

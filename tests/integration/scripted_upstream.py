@@ -43,6 +43,18 @@ class Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 256
 
+    def process_request(self, request, client_address):
+        u = self.upstream
+        with u.lock:
+            u.open += 1
+            u.open_most = max(u.open_most, u.open)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request):
+        with self.upstream.lock:
+            self.upstream.open -= 1
+        super().shutdown_request(request)
+
     def handle_error(self, request, client_address):
         pass  # clients that leave are part of the script
 
@@ -53,6 +65,7 @@ class ScriptedUpstream(Registry):
         self.blobs, self.manifests, self.tags = {}, {}, {}  # (repo, digest) -> bytes / (bytes, type); (repo, tag) -> digest
         self.requests, self.rules = [], []
         self.lock = threading.Lock()
+        self.open = self.open_most = 0  # connections at this moment, and the most of them
         self.body_bytes = 0
         self.referrers, self.require_auth = referrers, require_auth
         self.serve()

@@ -319,6 +319,32 @@ def test_FLT_013_upstream_refused(brief):
     recovers(arena, f"/v2/shop/api/manifests/{image['tag']}", within=20)  # and it was not remembered
 
 
+def test_tokens_of_an_upstream_are_all_workers_and_one_passwords(arena):
+    """What one worker got serves the other; what was got with the upstream's earlier password, or was refused, is used by nobody."""
+    s, image = arena.s, lambda: f"/v2/shop/api/manifests/{arena.fresh()['tag']}"
+    used = lambda since: {h.get("Authorization", "") for _, p, h in arena.up.requests[since:] if "/manifests/" in p}
+    with bearer(arena) as tokens:
+        asked, since = tokens.asked, len(arena.up.requests)
+        assert {arena.ask(image()).status for _ in range(16)} == {200}
+        assert tokens.asked == asked, "a worker asked for a token that its sibling has"
+        assert [t for t in used(since) if t.startswith("Bearer")] == ["Bearer tok-1"]
+        tokens.good.clear()  # the registry has forgotten it: the one who hears so tells the others
+        since = len(arena.up.requests)
+        assert {arena.ask(image()).status for _ in range(16)} == {200}
+        refused = [p for _, p, h in arena.up.requests[since:] if h.get("Authorization") == "Bearer tok-1"]
+        assert tokens.n == 2 and len(refused) == 1, (tokens.n, refused)
+        tokens.want = basic(arena.up.user, "another-password")
+        try:
+            s.api("PATCH", f"/upstreams/{arena.w.upstream['id']}", {"password": "another-password"}, 200)
+            wait_for("the new password to be used", lambda: arena.ask(image()).status == 200 and tokens.n == 3)
+            since = len(arena.up.requests)
+            assert {arena.ask(image()).status for _ in range(16)} == {200}
+            assert tokens.n == 3 and "Bearer tok-2" not in used(since)
+        finally:
+            s.api("PATCH", f"/upstreams/{arena.w.upstream['id']}", {"password": arena.up.password}, 200)
+    recovers(arena, image(), within=10)
+
+
 def test_FLT_015_a_slow_upstream_does_not_take_the_others_slots():
     """limits.upstream_first_byte 2 s instead of 15."""
     other = ScriptedUpstream()

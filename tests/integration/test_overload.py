@@ -280,6 +280,37 @@ def test_turns_at_the_upstream():
         w.close()
 
 
+@pytest.mark.parametrize("workers", [2, 4])
+def test_connections_to_an_upstream_are_the_processs(workers):
+    """Many clients, whom the kernel spreads over all workers, want cold blobs and manifests at once: the upstream sees no more connections than
+    limits.upstream_connections, those that idle included, and every worker has some."""
+    n, most = 48, 16
+    w = Lab(proxy={"listen": ["127.0.0.1:0"], "metrics_listen": ["127.0.0.1:0"], "workers": workers}, admin={"sync_interval": "0s"},
+            limits={"upstream_connections": most, "inflight_per_customer": 1000})
+    try:
+        blobs = [w.image(f"1.95.{i}", layers=[b"process %d " % i * 20000])["layers"][0] for i in range(n)]
+        for i in range(n):
+            w.image(f"1.96.{i}")
+            assert w.get(f"/v2/shop/api/manifests/1.95.{i}").status_code == 200
+        w.s.admin.stop()  # its connections are its own
+        up = w.s.upstream
+        wait_for("its connections to end", lambda: up.open <= most)
+        up.open_most = up.open
+        up.rules.append(lambda h: time.sleep(0.05))
+        codes = []
+        paths = [f"/v2/shop/api/blobs/{b}" for b in blobs] + [f"/v2/shop/api/manifests/1.96.{i}" for i in range(n)]
+        threads = [threading.Thread(target=lambda p=p: codes.append(once(w, p, w.auth)[0])) for p in paths]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+        print(f"\n{workers} workers: {up.open_most} connections at most of {most}")
+        assert codes == [200] * len(paths)
+        assert most // workers < up.open_most <= most
+    finally:
+        w.close()
+
+
 def test_a_slow_upstream_is_kept_apart():
     """One upstream answers no blob: who waits for it is bounded and told so, and applications on another upstream do not notice."""
     other = ScriptedUpstream()
