@@ -2,7 +2,8 @@
  *
  *   payment_succeeded   license inactive        active, by what was ordered; a plan with manual_validation waits for the approval
  *                       active, first payment   nothing: it pays the period that runs
- *                       active, later           renewed by the order's period; a license without an end has nothing to renew
+ *                       active, later           renewed by the order's period; of a license without an end its updates_until, by the
+ *                                               plan's period; without either there is nothing to renew
  *                       suspended for payment   reinstated and renewed by one period
  *                       suspended otherwise     nothing but the record: who suspended it lifts it
  *                       revoked, deleted        nothing but the record and an event
@@ -20,6 +21,7 @@
 #include "api_routes.h"
 #include "licenses.h"
 #include "orders.h"
+#include "plans.h"
 #include "pullgate/credential.h"
 #include "pullgate/mem.h"
 #include "pullgate/seal.h"
@@ -201,15 +203,20 @@ static struct jv *payment_data(struct api *rq, const struct order *o)
     return data;
 }
 
-/* A further period of what was ordered, where the license has an end. */
+/* A further period of what was ordered, where the license or its right to updates has an end. Of a perpetual license that is as long as its
+ * plan says, or the order did, where that is its plan. */
 static enum err license_renew_by(struct api *rq, const struct order *o, const struct jv *license)
 {
     struct jv *in = jv_object();
     enum err err = ERR_OK;
+    struct str own = jv_get_str(license, "period"), plan_id = jv_get_str(license, "plan_id");
+    bool has_end = jv_get_str(license, "expires_at").n > 0, has_updates_end = jv_get_str(license, "updates_until").n > 0;
     jv_set_c(in, "reason", "payment");
-    if (!jv_get_str(license, "period").n && o->period[0])
+    if (!has_end && (!plan_id.n || str_eq_c(plan_id, o->plan_id)))
+        jv_set_str(in, "period", plans_updates_period(o->plan, str_c(o->period)));
+    else if (has_end && !own.n && o->period[0])
         jv_set_c(in, "period", o->period);
-    if (jv_get_str(license, "expires_at").n && (o->period[0] || jv_get_str(license, "period").n))
+    if (has_end ? o->period[0] || own.n : has_updates_end)
         err = licenses_act(rq, str_c(o->license_id), "renew", in);
     jv_free(in);
     return err;
@@ -218,7 +225,7 @@ static enum err license_renew_by(struct api *rq, const struct order *o, const st
 static enum err payment_succeeded(struct api *rq, const struct order *o, const struct jv *license, const char **ret_result)
 {
     struct str status = jv_get_str(license, "status");
-    bool is_first = o->paid_at == 0, has_end = jv_get_str(license, "expires_at").n > 0;
+    bool is_first = o->paid_at == 0, has_end = jv_get_str(license, "expires_at").n > 0 || jv_get_str(license, "updates_until").n > 0;
     struct jv *in = jv_object();
     enum err err = ERR_OK;
     jv_set_c(in, "reason", "payment");

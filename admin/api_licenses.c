@@ -270,7 +270,7 @@ static bool take_bool(struct api *rq, const char *name, bool dflt)
 /* The members of the body over the present terms, or over those of a license to be made. */
 static enum err terms_read(struct api *rq, struct license_row *r)
 {
-    int64_t had_end = r->expires_at;
+    int64_t had_end = r->expires_at ? r->expires_at : r->updates_until;
     enum err err = check_plain(rq);
     if (!err)
         err = api_time_start(rq, rq->in, "starts_at", "starts_at", &r->starts_at);
@@ -280,8 +280,8 @@ static enum err terms_read(struct api *rq, struct license_row *r)
         err = api_time_end(rq, rq->in, "updates_until", "updates_until", &r->updates_until);
     if (err)
         return err;
-    if (r->expires_at != had_end) /* another day is meant */
-        r->anchor_day = 0;
+    if ((r->expires_at ? r->expires_at : r->updates_until) != had_end) /* another day is meant */
+        r->anchor_day = jv_get_int(rq->in, "anchor_day", 0); /* of what was computed; no client sends it */
     bool locked = take_bool(rq, "grants_locked", r->grants_locked);
     if (r->grants_locked && !locked && rq->role < ROLE_OWNER)
         return api_fail(rq, ERR_DENIED, "role_not_allowed", "grants_locked", "grants_locked: only an owner unlocks grants");
@@ -665,33 +665,64 @@ static enum err add_period(struct api *rq, struct str text, int64_t from, int64_
     return ERR_OK;
 }
 
-/* From the present end, so that who renews early or in the grace time loses and gains nothing; from now when it is over. */
+/* The period of a renewal that names none: the license's own; of the right to updates the plan's. */
+static enum err renewal_period(struct api *rq, const struct license_row *r, struct strbuf *ret)
+{
+    struct str named = jv_get_str(rq->in, "period"), plan_id = jv_get_str(rq->before, "plan_id");
+    struct jv *plan = NULL;
+    enum err err = ERR_OK;
+    if (!named.p && !r->expires_at && plan_id.n)
+        err = plans_get(rq, plan_id, true, &plan);
+    if (!err)
+        sb_add(ret, named.p ? named : plan ? plans_updates_period(plan, str_c(r->period)) : str_c(r->period));
+    if (!err && !ret->n)
+        err = api_fail(rq, ERR_INVALID, "missing_field", "period", "period: missing, and the license has none of its own");
+    jv_free(plan);
+    return err;
+}
+
+/* The right to updates, of what has no end itself. */
+static enum err license_set_updates(struct api *rq, const struct license_row *r, int64_t updates_until, int anchor)
+{
+    enum err err = store_exec(rq->store, NULL, &rq->error, "UPDATE licenses SET updates_until=?, anchor_day=?, updated_at=?, rev=rev+1 WHERE id=?",
+                              "iiiz", updates_until, (int64_t)anchor, rq->now_s, r->id);
+    return err ? err : finish_action(rq, r, LIFECYCLE_RENEW, r->status);
+}
+
+/* From the present end, so that who renews early or in the grace time loses and gains nothing; from now when it is over. Without an end it is
+ * the right to updates that goes on. */
 static enum err license_renew(struct api *rq)
 {
     struct license_row r = {0};
     int64_t expires_at = 0;
     int anchor = 0;
-    struct str period = jv_get_str(rq->in, "period");
+    struct strbuf period = {0};
     enum err err = license_for_action(rq, LIFECYCLE_RENEW, &r);
     if (err)
         goto out;
+    int64_t end = r.expires_at ? r.expires_at : r.updates_until;
     if (api_has(rq, "expires_at")) {
-        err = api_time_end(rq, rq->in, "expires_at", "expires_at", &expires_at);
-        if (!err && period.p)
+        if (!r.expires_at)
+            err = api_fail(rq, ERR_INVALID, "invalid_field", "expires_at", "expires_at: the license has none; a period prolongs its updates_until");
+        if (!err)
+            err = api_time_end(rq, rq->in, "expires_at", "expires_at", &expires_at);
+        if (!err && jv_get_str(rq->in, "period").p)
             err = api_fail(rq, ERR_INVALID, "invalid_field", "period", "period: not together with expires_at");
         if (!err && (!expires_at || expires_at <= rq->now_s || expires_at <= r.expires_at))
             err =
                 api_fail(rq, ERR_INVALID, "invalid_window", "expires_at", "expires_at: must be later than now and than the present expiry");
-    } else if (!period.p && !r.period[0]) {
-        err = api_fail(rq, ERR_INVALID, "missing_field", "period", "period: missing, and the license has none of its own");
     } else {
-        bool is_over = rq->now_s >= lifecycle_grace_end(r.expires_at, r.grace_days);
-        err = add_period(rq, period.p ? period : str_c(r.period), is_over ? rq->now_s : r.expires_at, is_over ? 0 : r.anchor_day,
-                         &expires_at, &anchor);
+        bool is_over = rq->now_s >= lifecycle_grace_end(end, r.grace_days);
+        err = renewal_period(rq, &r, &period);
+        if (!err)
+            err = add_period(rq, sb_str(&period), is_over ? rq->now_s : end, is_over ? 0 : r.anchor_day, &expires_at, &anchor);
     }
-    if (!err)
+    if (!err && !r.expires_at)
+        err = license_set_updates(rq, &r, expires_at, anchor);
+    else if (!err)
         err = license_set_expiry(rq, LIFECYCLE_RENEW, &r, expires_at, anchor);
 out:
+    sb_free(&period);
     license_row_free(&r);
     return err;
 }
@@ -891,7 +922,7 @@ const struct route LICENSE_ROUTES[] = {
     ACT("suspend", license_suspend, REASON, "suspend", "active -> suspended"),
     ACT("reinstate", license_reinstate, REASON, "reinstate", "suspended -> active"),
     ACT("revoke", license_revoke, REASON, "revoke", "End it for good"),
-    ACT("renew", license_renew, RENEW, "renew", "A further period from its end (from now, when it is over), or until expires_at"),
+    ACT("renew", license_renew, RENEW, "renew", "A further period from its end (from now, when it is over), or until expires_at; without an end, of its updates_until"),
     ACT("extend", license_extend, EXTEND, "extend", "Move its end by a period"),
     ACT("cancel-at-period-end", license_cancel, REASON, "cancel", "It renews no more: its end is its end"),
     ACT("rotate-key", license_rotate_key, REASON, "rotate_key", "Replace the license key; the old one dies at once"),

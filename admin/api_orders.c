@@ -461,6 +461,7 @@ static enum err license_body(struct api *rq, const struct jv *plan, const struct
     enum err err = plan_apply(rq, v);
     if (!err) {
         jv_del(v, "expires_at"); /* order_begin() */
+        jv_del(v, "anchor_day");
         add_coupon(v, u);
     }
     sb_free(&name);
@@ -589,15 +590,16 @@ static enum err order_create(struct api *rq)
 /* Terms that an activation does not begin by itself. */
 static enum err order_begin_terms(struct api *rq, const struct order *o)
 {
-    int64_t expires_at = 0, updates_until = 0;
+    struct plan_terms t = {0};
     if (str_eq(jv_get_str(o->plan, "type"), S("subscription")))
         return ERR_OK;
-    enum err err = plans_terms_from(rq, o->plan, str_c(o->period), rq->now_s, &expires_at, &updates_until);
-    if (!err && (expires_at || updates_until))
+    enum err err = plans_terms_from(rq, o->plan, str_c(o->period), rq->now_s, &t);
+    if (!err && (t.expires_at || t.updates_until))
         err = store_exec(rq->store, NULL, &rq->error,
                          "UPDATE licenses SET expires_at=CASE WHEN expires_at=0 THEN ?1 ELSE expires_at END,"
-                         " updates_until=CASE WHEN ?2<>0 THEN ?2 ELSE updates_until END WHERE id=?3 AND vendor_id=?4",
-                         "iizz", expires_at, updates_until, o->license_id, rq->vendor_id);
+                         " updates_until=CASE WHEN ?2<>0 THEN ?2 ELSE updates_until END,"
+                         " anchor_day=CASE WHEN expires_at=0 THEN ?3 ELSE anchor_day END WHERE id=?4 AND vendor_id=?5",
+                         "iiizz", t.expires_at, t.updates_until, (int64_t)t.anchor_day, o->license_id, rq->vendor_id);
     return err;
 }
 

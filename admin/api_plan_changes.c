@@ -164,12 +164,13 @@ static enum err change_body(struct api *rq, const struct jv *license, const stru
     bool is_inactive = str_eq(jv_get_str(license, "status"), S("inactive"));
     bool keeps_end = !is_perpetual && !was_trial && jv_get_str(license, "expires_at").n;
     bool begins_later = is_inactive && str_eq(type, S("subscription"));
-    int64_t expires_at = 0, updates_until = 0, had_until = 0;
+    struct plan_terms terms = {0};
+    int64_t had_until = 0;
     if (str_eq(type, S("trial")))
         return api_fail(rq, ERR_CONFLICT, "plan_not_applicable", "plan_id", "plan_id: a license does not become a trial");
     if (!str_eq(jv_get_str(plan, "application_id"), jv_get_str(license, "application_id")))
         return api_fail(rq, ERR_CONFLICT, "plan_not_applicable", "plan_id", "plan_id: the plan is one of another application");
-    enum err err = plans_terms_from(rq, plan, S(""), rq->now_s, &expires_at, &updates_until);
+    enum err err = plans_terms_from(rq, plan, S(""), rq->now_s, &terms);
     if (!err)
         err = api_time_end(rq, license, "updates_until", "updates_until", &had_until);
     if (!err)
@@ -178,8 +179,7 @@ static enum err change_body(struct api *rq, const struct jv *license, const stru
         base_free(&base);
         return err;
     }
-    if (is_perpetual && str_eq(had, S("perpetual")) && (!had_until || had_until > updates_until))
-        updates_until = had_until;
+    bool keeps_updates = is_perpetual && str_eq(had, S("perpetual")) && (!had_until || had_until > terms.updates_until);
     struct jv *in = jv_object();
     jv_set_str(in, "plan_id", jv_get_str(plan, "id"));
     for (size_t i = 0; i < sizeof COPIED / sizeof *COPIED; i++)
@@ -193,8 +193,11 @@ static enum err change_body(struct api *rq, const struct jv *license, const stru
     jv_set_int(in, "trial_days", 0);
     jv_set_c(in, "starts_on", "");
     if (!keeps_end)
-        jv_set_time(in, "expires_at", begins_later ? 0 : expires_at);
-    jv_set_time(in, "updates_until", updates_until);
+        jv_set_time(in, "expires_at", begins_later ? 0 : terms.expires_at);
+    if (!keeps_updates)
+        jv_set_time(in, "updates_until", terms.updates_until);
+    if (!keeps_end && !keeps_updates && !begins_later)
+        jv_set_int(in, "anchor_day", terms.anchor_day);
     bool renews = !is_perpetual && jv_get_str(plan, "period").n && jv_get_bool(was_trial ? plan : license, "auto_renew", false);
     jv_set_bool(in, "auto_renew", renews);
     *ret = in;

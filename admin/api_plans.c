@@ -566,33 +566,35 @@ static enum err trial_check_cap(struct api *rq, const struct jv *plan, struct st
     return err;
 }
 
-static enum err add_period(struct api *rq, struct str text, int64_t from, int64_t *ret)
+static enum err add_period(struct api *rq, struct str text, int64_t from, int64_t *ret, int *ret_anchor)
 {
     struct period p;
     struct error error = {0};
-    if (period_parse(text, &p, &error) || period_add(from, &p, api_zone(rq), ret, &error))
+    if (period_parse(text, &p, &error) || period_add_anchored(from, &p, api_zone(rq), 0, ret, ret_anchor, &error))
         return api_fail(rq, ERR_INVALID, "invalid_field", "period", "period: %s", error.text);
     return ERR_OK;
 }
 
-enum err plans_terms_from(struct api *rq, const struct jv *plan, struct str period, int64_t start, int64_t *ret_expires_at,
-                          int64_t *ret_updates_until)
+struct str plans_updates_period(const struct jv *plan, struct str period)
 {
-    int64_t expires_at = 0, updates_until = 0;
     struct str updates = jv_get_str(plan, "updates_period");
-    enum err err = ERR_OK;
     period = period.n ? period : jv_get_str(plan, "period");
+    return updates.n ? updates : period.n ? period : S(UPDATES_DEFAULT);
+}
+
+enum err plans_terms_from(struct api *rq, const struct jv *plan, struct str period, int64_t start, struct plan_terms *ret)
+{
+    struct plan_terms t = {0};
+    enum err err = ERR_OK;
     if (is_type(plan, "perpetual"))
-        err = add_period(rq, updates.n ? updates : period.n ? period : S(UPDATES_DEFAULT), start, &updates_until);
+        err = add_period(rq, plans_updates_period(plan, period), start, &t.updates_until, &t.anchor_day);
     else if (is_type(plan, "trial") && jv_get_int(plan, "trial_days", 0) > 0)
-        expires_at = 0; /* from its start on, which is another's to find */
-    else if (period.n)
-        err = add_period(rq, period, start, &expires_at);
-    if (err)
-        return err;
-    *ret_expires_at = expires_at;
-    *ret_updates_until = updates_until;
-    return ERR_OK;
+        t.expires_at = 0; /* from its start on, which is another's to find */
+    else if (period.n || jv_get_str(plan, "period").n)
+        err = add_period(rq, period.n ? period : jv_get_str(plan, "period"), start, &t.expires_at, &t.anchor_day);
+    if (!err)
+        *ret = t;
+    return err;
 }
 
 static void set_if_absent(struct jv *in, const char *name, struct jv *take_value)
@@ -643,7 +645,8 @@ static void merge_grants(struct api *rq, struct jv *in, const struct jv *plan)
 enum err plan_apply(struct api *rq, struct jv *in)
 {
     struct jv *plan = NULL;
-    int64_t start = rq->now_s, expires_at = 0, updates_until = 0;
+    struct plan_terms terms = {0};
+    int64_t start = rq->now_s;
     struct str id = jv_get_str(in, "plan_id");
     if (!id.n)
         return ERR_OK;
@@ -665,11 +668,11 @@ enum err plan_apply(struct api *rq, struct jv *in)
     if (!err && jv_get_str(in, "period").n)
         err = check_period(rq, in, "period");
     if (!err)
-        err = plans_terms_from(rq, plan, jv_get_str(in, "period"), start, &expires_at, &updates_until);
+        err = plans_terms_from(rq, plan, jv_get_str(in, "period"), start, &terms);
     if (err)
         goto out;
     if (is_type(plan, "subscription") && start >= rq->now_s)
-        expires_at = 0; /* runs its first period from when it comes into force: licenses_act() */
+        terms.expires_at = 0; /* runs its first period from when it comes into force: licenses_act() */
     static const char *const COPIED[] = {"type", "period", "grace_days", "requires_activation", "auto_renew"};
     for (size_t i = 0; i < sizeof COPIED / sizeof *COPIED; i++)
         set_if_absent(in, COPIED[i], jv_copy(jv_get(plan, COPIED[i])));
@@ -680,10 +683,11 @@ enum err plan_apply(struct api *rq, struct jv *in)
         set_if_absent(in, "trial_days", jv_integer(jv_get_int(plan, "trial_days", 0)));
         set_if_absent(in, "starts_on", jv_copy(jv_get(plan, "starts_on")));
     }
-    if (expires_at && jv_type(jv_get(in, "expires_at")) == JV_NONE)
-        jv_set_time(in, "expires_at", expires_at);
-    if (updates_until && jv_type(jv_get(in, "updates_until")) == JV_NONE)
-        jv_set_time(in, "updates_until", updates_until);
+    const char *end = terms.expires_at ? "expires_at" : "updates_until";
+    if ((terms.expires_at || terms.updates_until) && jv_type(jv_get(in, end)) == JV_NONE) {
+        jv_set_time(in, end, terms.expires_at ? terms.expires_at : terms.updates_until);
+        jv_set_int(in, "anchor_day", terms.anchor_day);
+    }
 out:
     jv_free(plan);
     return err;

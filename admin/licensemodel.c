@@ -128,6 +128,7 @@ static struct lifecycle row_lifecycle(const struct license_row *r)
                               .is_perpetual = strcmp(r->type, "perpetual") == 0,
                               .is_trial_waiting = r->trial_days && r->starts_on[0] && !r->trial_started_at && !r->expires_at,
                               .has_expiry = r->expires_at != 0,
+                              .has_updates_end = r->updates_until != 0,
                               .auto_renew = r->auto_renew,
                               .cancel_at_period_end = r->cancel_at_period_end};
 }

@@ -12,9 +12,14 @@ enum err plans_get(struct api *rq, struct str id, bool with_archived, struct jv 
  * Nothing to do without a plan_id. A trial beyond the plan's cap is ERR_CONFLICT with rq->code "trial_cap_reached". */
 enum err plan_apply(struct api *rq, struct jv *in) MUST_USE;
 
-/* The plan's terms from `start` on, as plan_apply() gives them: RFC 3339 or null. For what begins later than it was ordered. */
-enum err plans_terms_from(struct api *rq, const struct jv *plan, struct str period, int64_t start, int64_t *ret_expires_at,
-                          int64_t *ret_updates_until) MUST_USE;
+/* The plan's terms from `start` on, as plan_apply() gives them. For what begins later than it was ordered. */
+struct plan_terms {
+    int64_t expires_at, updates_until; /* 0: none */
+    int anchor_day;                    /* of the one that there is; as in licenses.anchor_day */
+};
+enum err plans_terms_from(struct api *rq, const struct jv *plan, struct str period, int64_t start, struct plan_terms *ret) MUST_USE;
+/* How long a perpetual license of the plan is updated, where its order or the request names no other period. */
+struct str plans_updates_period(const struct jv *plan, struct str period);
 
 /* What the clock calls at the end of a period, before it renews: applies the license's scheduled change if its time has come. One that
  * cannot be applied is marked as failed, with the reason, and is no error. That of a suspended license waits until it is reinstated. */

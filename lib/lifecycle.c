@@ -81,6 +81,8 @@ static const char *status_forbids(enum license_status status, enum lifecycle_act
 static const char *terms_forbid(const struct lifecycle *l, enum lifecycle_action a, const char **ret_code)
 {
     bool moves_end = a == LIFECYCLE_RENEW || a == LIFECYCLE_EXTEND;
+    if (a == LIFECYCLE_RENEW && !l->has_expiry && l->has_updates_end && !l->is_trial_waiting)
+        return NULL; /* what is renewed is the right to updates */
     if (moves_end && l->is_perpetual)
         return "the license is perpetual: it never ends";
     if (moves_end && l->is_trial_waiting)

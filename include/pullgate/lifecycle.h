@@ -37,6 +37,7 @@ struct lifecycle {
     bool is_perpetual;     /* of that type: it has no end by its nature */
     bool is_trial_waiting; /* its trial has not begun: it has no end yet */
     bool has_expiry;
+    bool has_updates_end; /* its right to updates ends at a time */
     bool auto_renew, cancel_at_period_end;
 };
 struct lifecycle_verdict {

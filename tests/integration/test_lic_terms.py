@@ -162,3 +162,79 @@ def test_lic_4_29_updates_are_not_shortened_by_a_change_of_plan(s, cus):
     ever = licensed(s, c, plan(s, type="perpetual"), updates_until=None)
     assert ever["updates_until"] is None and change(s, ever, plan(s, type="perpetual"))["updates_until"] is None
     assert 729 < days_from_now(change(s, licensed(s, c, plan(s, type="perpetual")), plan(s, type="perpetual", updates_period="P2Y"))["updates_until"]) < 732
+
+
+# ---- maintenance of what never ends -------------------------------------------------------------------------------------------
+
+
+def test_lic_4_29_a_payment_prolongs_the_updates_of_a_perpetual_license(s, cus, secret):
+    c, auth = cus
+    o = order(s, c, plan(s, type="perpetual", updates_period="P6M", price={"amount": "5.00", "currency": "EUR"}))
+    assert paid(s, secret, o)["result"] == "activated"
+    lic = lic_of(s, o)
+    assert 180 < days_from_now(lic["updates_until"]) < 185 and lic["expires_at"] is None
+    assert paid(s, secret, o, "maintenance-2")["result"] == "renewed"
+    longer = lic_of(s, o)
+    assert 360 < days_from_now(longer["updates_until"]) < 367 and longer["expires_at"] is None
+    assert paid(s, secret, o, "maintenance-2")["replayed"] is True and lic_of(s, o)["updates_until"] == longer["updates_until"]
+    assert [d["updates_until"]["to"] for e, d in history(s, lic["id"]) if e == "license.renewed"] == [longer["updates_until"]]
+    # of another plan since: its period
+    change(s, longer, plan(s, type="perpetual", updates_period="P2Y"))
+    start = lic_of(s, o)["updates_until"]
+    paid(s, secret, o)
+    assert 729 < (at(lic_of(s, o)["updates_until"]) - at(start)).days < 732
+    # updates without an end have nothing to prolong
+    s.api("PATCH", f"/licenses/{lic['id']}", {"updates_until": None}, 200)
+    assert paid(s, secret, o)["result"] == "recorded" and lic_of(s, o)["updates_until"] is None
+    pull(s, auth, "1.0.0", 200)
+
+
+def test_lic_4_29_suspended_for_payment_and_back_with_its_updates(s, cus, secret):
+    c, auth = cus
+    o = order(s, c, plan(s, type="perpetual", grace_days=0, price={"amount": "5.00", "currency": "EUR"}))
+    paid(s, secret, o)
+    until = lic_of(s, o)["updates_until"]
+    failed(s, secret, o)
+    wait_for("the suspension", lambda: lic_of(s, o)["status"] == "suspended", 20)
+    assert paid(s, secret, o)["result"] == "reinstated"
+    assert 364 < (at(lic_of(s, o)["updates_until"]) - at(until)).days < 367
+    pull(s, auth, "1.0.0", 200)
+
+
+def test_lic_4_29_renew_prolongs_the_updates(s, cus):
+    c, auth = cus
+    p = plan(s, type="perpetual", updates_period="P1M", grants=[{"selector": "all"}], grace_days=3650)
+    lic = licensed(s, c, p, starts_at="2026-01-31T10:00:00Z")
+    assert lic["updates_until"] == "2026-02-28T10:00:00Z" and "renew" in lic["allowed_actions"] and "extend" not in lic["allowed_actions"]
+    denied(s, auth, "1.0.0", "maintenance_ended")  # it was released later
+    url = f"/licenses/{lic['id']}/renew"
+    assert s.api.post(url, {"period": "P1M"}, 200)["changes"]["updates_until"] == {"from": "2026-02-28T10:00:00Z", "to": "2026-03-31T10:00:00Z"}  # the day that is meant
+    assert s.api.post(url, {}, 200)["updates_until"] == "2026-04-30T10:00:00Z"  # the plan's period
+    problem(s.api("POST", url, {"expires_at": "2090-01-01"}), 400, "invalid_field", "expires_at")
+    assert s.api.post(url, {"period": "P100Y"}, 200)["expires_at"] is None
+    pull(s, auth, "1.0.0", 200)
+    s.api("PATCH", f"/licenses/{lic['id']}", {"updates_until": "2026-02-28T10:00:00Z"}, 200)  # another day is meant
+    assert s.api.post(url, {"period": "P1M"}, 200)["updates_until"] == "2026-03-28T10:00:00Z"
+    over = licensed(s, c, plan(s, type="perpetual", updates_period="P1M", grace_days=0), starts_at="2020-01-31T10:00:00Z")
+    assert 27.9 < days_from_now(s.api.post(f"/licenses/{over['id']}/renew", {"period": "P1M"}, 200)["updates_until"]) < 31.1  # long over: from now
+    bare = {"customer_id": c["id"], "application_id": s.app["id"], "name": "paid once", "status": "active", "updates_until": "2090-01-31T10:00:00Z"}
+    paid_once = s.api.post("/licenses", bare)
+    problem(s.api("POST", f"/licenses/{paid_once['id']}/renew", {}), 400, "missing_field", "period")
+    assert s.api.post(f"/licenses/{paid_once['id']}/renew", {"period": "P1M"}, 200)["updates_until"] == "2090-02-28T10:00:00Z"
+    assert s.api.post(f"/licenses/{paid_once['id']}/renew", {"period": "P1M"}, 200)["updates_until"] == "2090-03-31T10:00:00Z"
+
+
+# ---- the day that is meant ----------------------------------------------------------------------------------------------------
+
+
+def test_lic_2_2_an_end_that_is_computed_of_a_start_keeps_its_day(s, cus):
+    c, _ = cus
+    for kw in ({}, {"type": "development"}, {"type": "trial"}):
+        lic = licensed(s, c, plan(s, grace_days=3650, **{"period": "P1M", **({"trial_cap": 0} if kw.get("type") == "trial" else {}), **kw}), starts_at="2026-01-31T10:00:00Z")
+        assert lic["expires_at"] == "2026-02-28T10:00:00Z"
+        for end in ("2026-03-31T10:00:00Z", "2026-04-30T10:00:00Z", "2026-05-31T10:00:00Z"):
+            assert s.api.post(f"/licenses/{lic['id']}/renew", {"period": "P1M"}, 200)["expires_at"] == end, kw
+    waiting = licensed(s, c, plan(s, grace_days=3650), starts_at="2026-01-31T10:00:00Z", status="inactive")
+    s.api.post(f"/licenses/{waiting['id']}/activate", {}, 200)
+    assert s.api.post(f"/licenses/{waiting['id']}/renew", {}, 200)["expires_at"] == "2026-03-31T10:00:00Z"
+    problem(s.api("POST", "/licenses", {"name": "x", "customer_id": c["id"], "application_id": s.app["id"], "anchor_day": 31}), 400, "unknown_field", "anchor_day")

@@ -87,6 +87,11 @@ static void test_terms_refine(void **state)
     } rows[] = {
         {{.is_perpetual = true}, LIFECYCLE_RENEW, "action_not_allowed"},
         {{.is_perpetual = true}, LIFECYCLE_EXTEND, "action_not_allowed"},
+        {{.is_perpetual = true, .has_updates_end = true}, LIFECYCLE_RENEW, NULL},
+        {{.is_perpetual = true, .has_updates_end = true}, LIFECYCLE_EXTEND, "action_not_allowed"},
+        {{.has_updates_end = true}, LIFECYCLE_RENEW, NULL},
+        {{.has_updates_end = true}, LIFECYCLE_EXTEND, "no_expiry"},
+        {{.has_updates_end = true, .is_trial_waiting = true}, LIFECYCLE_RENEW, "action_not_allowed"},
         {{.is_trial_waiting = true}, LIFECYCLE_RENEW, "action_not_allowed"},
         {{.is_trial_waiting = true}, LIFECYCLE_EXTEND, "action_not_allowed"},
         {{0}, LIFECYCLE_RENEW, "no_expiry"},
