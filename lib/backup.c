@@ -154,6 +154,18 @@ static enum err write_body(struct writer *w, const struct backup_head *h, int st
     return ERR_OK;
 }
 
+/* As a restore would read it: what was good there is replaced by nothing worse. */
+static enum err written_check(const char *temporary, const struct backup_head *h, const struct backup_secret *secret, struct error *reterr)
+{
+    struct backup_head seen;
+    struct error why = {0};
+    enum err e = backup_read(temporary, secret, -1, &seen, NULL, &why);
+
+    if (!e && (seen.store_bytes != h->store_bytes || memcmp(seen.store_sha256, h->store_sha256, sizeof seen.store_sha256) != 0))
+        e = error_set(&why, ERR_INVALID, "it is another one");
+    return e ? error_set(reterr, ERR_UNAVAILABLE, "what was written cannot be read again: %s", why.text) : ERR_OK;
+}
+
 enum err backup_write(const char *path, struct backup_head *h, const struct backup_secret *secret, int store_fd, const struct backup_key_files *key_files,
                       struct error *reterr)
 {
@@ -184,6 +196,8 @@ enum err backup_write(const char *path, struct backup_head *h, const struct back
             e = error_set(reterr, ERR_UNAVAILABLE, "backup: %s: %s", temporary.p, strerror(errno));
         if (close(w.fd) != 0 && !e)
             e = error_set(reterr, ERR_UNAVAILABLE, "backup: %s: %s", temporary.p, strerror(errno));
+        if (!e)
+            e = written_check(temporary.p, h, secret, reterr);
         if (!e && rename(temporary.p, path) != 0)
             e = error_set(reterr, ERR_UNAVAILABLE, "backup: %s: %s", path, strerror(errno));
         if (e)

@@ -52,7 +52,7 @@ struct backup_secret { /* one of them opens a file; sealing takes the passphrase
     struct str passphrase;      /* empty: none */
 };
 
-/* Writes path whole or not at all: 0600, synced, an existing file stays what it is until then. store_fd: the store's copy, of h->store_bytes
+/* Writes path whole or not at all: 0600, synced, read again from the first byte to the last; an existing file stays what it is until then. store_fd: the store's copy, of h->store_bytes
  * that hash to h->store_sha256; key_id and by_passphrase of h are filled here. key_files: NULL, or with a passphrase. */
 enum err backup_write(const char *path, struct backup_head *h, const struct backup_secret *secret, int store_fd, const struct backup_key_files *key_files,
                       struct error *reterr) MUST_USE;

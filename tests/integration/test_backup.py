@@ -330,6 +330,47 @@ def test_what_cannot_be_backed_up_leaves_nothing(one, tmp_path):
     assert r.returncode == 1 and "seal.key" in r.stderr and not list(to.iterdir()), r
 
 
+SPOILING_DISK = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+ssize_t write(int fd, const void *p, size_t n)
+{
+    static char copy[1 << 20];
+    char link[64], name[512] = "";
+    ssize_t (*real)(int, const void *, size_t) = (ssize_t (*)(int, const void *, size_t))dlsym(RTLD_NEXT, "write");
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    if (n > 60000 && n <= sizeof copy && readlink(link, name, sizeof name - 1) > 0 && strstr(name, "kept.backup")) {
+        memcpy(copy, p, n);
+        copy[n / 2] ^= 1;
+        p = copy;
+    }
+    return real(fd, p, n);
+}
+"""
+
+
+@pytest.mark.once
+def test_a_good_backup_is_replaced_by_a_good_one_only(one, tmp_path):
+    """The disk keeps another bit than was written: the backup that was there stays, and nothing else does."""
+    (tmp_path / "s.c").write_text(SPOILING_DISK)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", tmp_path / "s.so", tmp_path / "s.c", "-ldl"], check=True)
+    to = tmp_path / "to"
+    to.mkdir()
+    kept = to / "kept.backup"
+    good("backup", kept, config=one.config_path)
+    before = kept.read_bytes()
+    r = subprocess.run([str(BIN / "pullgate"), "backup", str(kept), "--config", str(one.config_path)], capture_output=True, text=True,
+                       env={**os.environ, "LD_PRELOAD": str(tmp_path / "s.so")}, timeout=60)
+    assert r.returncode == 1 and "cannot be read again" in r.stderr, r
+    assert kept.read_bytes() == before and [f.name for f in to.iterdir()] == ["kept.backup"]
+    good("backup", kept, config=one.config_path)
+    assert kept.read_bytes() != before
+    good("restore", kept, "--check", config=one.config_path)
+
+
 @pytest.mark.once
 def test_usage(one):
     for args in (("backup",), ("restore",), ("backup", "/nonexistent/x"), ("restore", "/nonexistent"), ("backup", one.file, "--keep", "3"),
