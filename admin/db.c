@@ -4,10 +4,14 @@
 #include <pthread.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <time.h>
 
+#include "pullgate/clock.h"
 #include "pullgate/log.h"
 #include "pullgate/mem.h"
 #include "schema.h"
+
+#define PROBE_MS 500 /* between two looks whether a store that refused a write takes one again */
 
 struct job {
     struct job *next;
@@ -34,6 +38,7 @@ struct db {
     pthread_cond_t wake, room;
     struct job *first, **last;
     bool stopping;
+    uint64_t probe_ms; /* of the monotonic clock: when a failing writer tries a write of its own */
     struct db_state state;
 };
 
@@ -74,7 +79,10 @@ static void db_run_job(struct db *db, struct job *j)
     pthread_mutex_lock(&db->mutex);
     db->state.jobs++;
     db->state.failed += err == ERR_UNAVAILABLE || err == ERR_INTERNAL;
-    db->state.is_failing = err == ERR_UNAVAILABLE;
+    if (err == ERR_UNAVAILABLE && !db->state.is_failing)
+        db->probe_ms = clock_mono_ms() + PROBE_MS;
+    /* A job that succeeds may have written nothing: of a writer only its own write says that it can. */
+    db->state.is_failing = err == ERR_UNAVAILABLE || (db->state.is_failing && !db->o.read_only);
     if (j->waiter) {
         j->waiter->is_done = true;
         j->waiter->err = err;
@@ -85,17 +93,50 @@ static void db_run_job(struct db *db, struct job *j)
     mem_free(j);
 }
 
+/* A row written for nothing but to see that rows can be. */
+static bool db_probe(struct db *db)
+{
+    struct error error = {0};
+    enum err err = store_begin(db->store, &error);
+    if (!err)
+        err = store_exec(db->store, NULL, &error, "INSERT INTO meta (key, value) VALUES ('write_probe', ?1) ON CONFLICT (key) DO UPDATE SET value=?1", "i",
+                         (int64_t)clock_mono_ms());
+    if (!err)
+        err = store_commit(db->store, &error);
+    if (err)
+        store_rollback(db->store);
+    return !err;
+}
+
 static void *db_thread(void *arg)
 {
     struct db *db = arg;
     prctl(PR_SET_NAME, db->name);
     pthread_mutex_lock(&db->mutex);
     for (;;) {
-        while (!db->first && !db->stopping)
-            pthread_cond_wait(&db->wake, &db->mutex);
+        bool must_probe = db->state.is_failing && !db->o.read_only;
+        while (!db->first && !db->stopping) {
+            if (!must_probe) {
+                pthread_cond_wait(&db->wake, &db->mutex);
+                continue;
+            }
+            struct timespec until = {.tv_sec = (time_t)(db->probe_ms / 1000), .tv_nsec = (long)(db->probe_ms % 1000 * 1000000)};
+            if (pthread_cond_timedwait(&db->wake, &db->mutex, &until) == ETIMEDOUT)
+                break;
+        }
+        if (must_probe && !db->stopping && clock_mono_ms() >= db->probe_ms) {
+            pthread_mutex_unlock(&db->mutex);
+            bool ok = db_probe(db);
+            pthread_mutex_lock(&db->mutex);
+            db->state.is_failing = !ok;
+            db->probe_ms = clock_mono_ms() + PROBE_MS;
+            continue;
+        }
         struct job *j = db->first;
+        if (!j && !db->stopping)
+            continue;
         if (!j)
-            break; /* stopping, and nothing is left */
+            break; /* nothing is left */
         db->first = j->next;
         if (!db->first)
             db->last = &db->first;
@@ -133,7 +174,11 @@ enum err db_start(const struct db_options *o, struct db **ret, struct error *ret
     db->last = &db->first;
     db->state.queue_max = o->queue_max;
     pthread_mutex_init(&db->mutex, NULL);
-    pthread_cond_init(&db->wake, NULL);
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&db->wake, &attr);
+    pthread_condattr_destroy(&attr);
     pthread_cond_init(&db->room, NULL);
     int e = pthread_create(&db->thread, NULL, db_thread, db);
     if (e) {

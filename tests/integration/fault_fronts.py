@@ -393,6 +393,8 @@ CHANGED = {
     **{(f, "FLT-052"): Changed("the requests of test_adversarial.py have no numbers: they are counted", entitlement_counted) for f in BOTH},
     ("nginx", "FLT-054"): Changed("nginx sends a GET once more for each kept connection that ends before a byte of its answer: all but the last went to "
                                   "the process that was killed, and got none. While nobody is there it answers 502", own=True, again=True),
+    **{("nginx", r): Changed("a proxy is stopped while nginx keeps connections to it: as FLT-054 for a request that meets the end of one, but nothing is its own",
+                             again=True) for r in ("FLT-032", "FLT-048", "FLT-056")},
     ("haproxy", "FLT-054"): Changed("what the killed one had is answered 502, and not sent again", own=True),
     ("nginx", "FLT-044"): Changed("nginx speaks TLS to Pullgate here and checks its certificate at each request; what goes over cannot be read between: "
                                   "that each request is one is counted by Pullgate"),

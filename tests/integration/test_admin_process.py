@@ -159,8 +159,8 @@ def test_a_store_that_cannot_be_written_refuses_writes_and_serves_reads():
         assert [c["slug"] for c in stack.api.get("/customers")["items"]] == ["before"]
         wait_for("not ready", lambda: requests.get(stack.admin_base + "/readyz").status_code == 503)
         resource.prlimit(stack.admin.p.pid, resource.RLIMIT_FSIZE, (soft, hard))
+        wait_for("ready, with nobody writing", lambda: requests.get(stack.admin_base + "/readyz").status_code == 200)
         stack.add_customer("after")
-        wait_for("ready", lambda: requests.get(stack.admin_base + "/readyz").status_code == 200)
         assert [c["slug"] for c in stack.api.get("/customers")["items"]] == ["before", "after"]
         assert stack.api.get("/audit/verification")["ok"] is True
 

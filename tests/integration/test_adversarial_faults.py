@@ -1504,14 +1504,16 @@ def noisy_customer(arena, row, expect):
             t = threading.Thread(target=other)
             t.start()
             try:
-                out = pump(arena.s.address, [raw] * min(fewer(row["repeat"], 4), row["repeat"] // SLOW), row["concurrency"])
+                out = []
+                while not out or len(others) < 8 and t.is_alive():  # as often as it takes for somebody else to be among them
+                    out += pump(arena.s.address, [raw] * min(fewer(row["repeat"], 4), row["repeat"] // SLOW), row["concurrency"])
             finally:
                 stop.set()
                 t.join()
             statuses = [s for s, _ in out]
             assert set(statuses) <= set(expect["status_in"]), set(statuses)
             assert (429 in statuses) == (rate > 0) and 200 in statuses
-            assert {a.status for a in others} == set(expect["other_customer_status_in"]) and len(others) > 5
+            assert {a.status for a in others} == set(expect["other_customer_status_in"]) and len(others) >= 8
             assert max(a.ms for a in others) < 2000 * SLOW, max(a.ms for a in others)
             if rate:
                 a = next(a for a in (arena.ask("/v2/shop/api/manifests/1.0.0") for _ in range(1000)) if a.status == 429)

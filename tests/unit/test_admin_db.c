@@ -1,10 +1,12 @@
 /* The admin's database threads, its outbox and its audit chain. Their sources are no part of the library. */
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -416,6 +418,58 @@ static void test_an_export_is_checked_alone(void **state)
     }
 }
 
+static enum err job_unavailable(struct store *s, void *arg, struct error *reterr)
+{
+    (void)s, (void)arg;
+    return error_set(reterr, ERR_UNAVAILABLE, "the disk is full");
+}
+
+static enum err job_reads(struct store *s, void *arg, struct error *reterr)
+{
+    (void)s, (void)arg, (void)reterr;
+    return ERR_OK;
+}
+
+static bool failing_after(struct db *db, unsigned ms, bool until)
+{
+    struct db_state st;
+    uint64_t end = clock_mono_ms() + ms;
+    do {
+        db_state(db, &st);
+        if (st.is_failing == until)
+            break;
+        usleep(10000);
+    } while (clock_mono_ms() < end);
+    return st.is_failing;
+}
+
+/* A full disk: jobs that write nothing go on, and are no sign that it has room again. */
+static void test_a_failing_writer_is_well_when_it_can_write(void **state)
+{
+    struct place *p = *state;
+    struct rlimit was, tight;
+    struct error error;
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &was), 0);
+    tight = was;
+    tight.rlim_cur = 4096; /* a frame of the write-ahead log is more */
+    void (*handler)(int) = signal(SIGXFSZ, SIG_IGN);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &tight), 0);
+    enum err refused = db_run(p->writer, DB_TRANSACTION, job_unavailable, NULL, &error);
+    enum err read = db_run(p->writer, DB_TRANSACTION, job_reads, NULL, &error);
+    bool is_failing = failing_after(p->writer, 3 * PROBE_MS, false);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &was), 0);
+    signal(SIGXFSZ, handler);
+    assert_int_equal(refused, ERR_UNAVAILABLE);
+    assert_int_equal(read, ERR_OK);
+    assert_true(is_failing);
+    assert_false(failing_after(p->writer, 60000, false)); /* by itself: who asks it nothing while it is not ready need not */
+
+    assert_int_equal(db_run(p->reader, DB_TRANSACTION, job_unavailable, NULL, &error), ERR_UNAVAILABLE);
+    assert_true(failing_after(p->reader, 0, true));
+    assert_int_equal(db_run(p->reader, DB_TRANSACTION, job_reads, NULL, &error), ERR_OK);
+    assert_false(failing_after(p->reader, 0, false));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -425,6 +479,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_audit_chain, setup, teardown),
         cmocka_unit_test_setup_teardown(test_the_newest_rows_are_missed, setup, teardown),
         cmocka_unit_test_setup_teardown(test_an_export_is_checked_alone, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_a_failing_writer_is_well_when_it_can_write, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
