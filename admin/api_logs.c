@@ -298,6 +298,33 @@ static bool event_wanted(struct str types, struct str type)
     return false;
 }
 
+/* Who asks for what came after an event that is gone would miss those between: he is told where the log begins. 0 is its beginning. */
+static enum err follow_check(struct api *rq, int64_t after)
+{
+    int64_t pruned = 0;
+    if (!after)
+        return ERR_OK;
+    enum err err = api_number(rq, "SELECT events_pruned FROM vendors WHERE id=?", str_c(rq->vendor_id), &pruned);
+    if (err || after >= pruned)
+        return err;
+    err = api_fail(rq, ERR_NOT_FOUND, "events_pruned", "after", "after: events beyond it are gone; the oldest that is kept comes after %lld", (long long)pruned);
+    rq->status = 410;
+    rq->problem = jv_object();
+    jv_set_int(rq->problem, "oldest_after", pruned);
+    return err;
+}
+
+/* The end of the vendor's log as this transaction sees it. */
+static enum err follow_end(struct api *rq, int64_t *last)
+{
+    int64_t newest = 0;
+    enum err err = api_number(rq, "SELECT max(v.events_pruned, COALESCE((SELECT max(id) FROM events e WHERE e.vendor_id=v.id),0)) FROM vendors v WHERE v.id=?",
+                              str_c(rq->vendor_id), &newest);
+    if (!err && newest > *last)
+        *last = newest;
+    return err;
+}
+
 /* after=: from there on, oldest first, and next_cursor is what to ask with next; without: newest first. */
 static enum err event_list(struct api *rq)
 {
@@ -308,7 +335,7 @@ static enum err event_list(struct api *rq)
     struct store_stmt *st = NULL;
     int64_t key, id = 0, last = 0;
     uint64_t after = 0, wait = 0;
-    bool row;
+    bool row = false;
     enum err err = api_page(rq, &page);
     if (err)
         return err;
@@ -319,6 +346,8 @@ static enum err event_list(struct api *rq)
         err = api_fail(rq, ERR_INVALID, "invalid_parameter", "after", "after: the id of an event, or 0");
     else if (f[WAIT].n && (!str_to_u64(sb_str(&f[WAIT]), &wait) || wait > FOLLOW_WAIT_MAX_S || !is_follow))
         err = api_fail(rq, ERR_INVALID, "invalid_parameter", "wait", "wait: 0 to %d seconds, together with after", FOLLOW_WAIT_MAX_S);
+    else if (is_follow)
+        err = follow_check(rq, (int64_t)after);
     if (!err)
         err = pull_customer(rq, &f[CUSTOMER]);
     if (err)
@@ -362,6 +391,8 @@ static enum err event_list(struct api *rq)
         }
     }
     store_done(&st);
+    if (!err && is_follow && !row && seen < scan) /* all of the log was looked at: the cursor is not left behind by what did not match */
+        err = follow_end(rq, &last);
     if (!err && is_follow) {
         char text[24];
         snprintf(text, sizeof text, "%lld", (long long)last);
@@ -400,7 +431,7 @@ static const struct query_param EVENT_PARAMS[] = {
     {"customer", "id or slug"},
     {"event", "such as license.suspended"},
     {"types", "patterns with commas between them: license.*,order.paid"},
-    {"after", "id of an event, 0 for the first: follow from there, oldest first; next_cursor is the next after"},
+    {"after", "id of an event, 0 for the oldest that is kept: follow from there, oldest first; next_cursor is the next after"},
     {"wait", "seconds up to 30 that an answer without events may take, with after"},
     {NULL, NULL},
 };

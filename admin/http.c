@@ -28,7 +28,6 @@
 #define EXCHANGE_MAGIC      0x9e3b11adu
 #define TOKEN_TEXT_MAX      512 /* longest Bearer token looked at */
 #define IDEMPOTENCY_KEY_MAX 255
-#define IDEMPOTENCY_AGE_S   86400 /* an answer is kept this long */
 #define LAST_USED_EVERY_S   60    /* a token's last use is written at most this often */
 #define METRICS_CONNECTIONS 256  /* scrapers and health checks: of their own, so that a flood of the API cannot hide it from them */
 #define RETRY_AFTER_BUSY_S  1
@@ -477,7 +476,7 @@ static enum err idempotency_look(struct exchange *ex, const char *hash, bool *re
     enum err err = store_query(
         rq->store, &st, &rq->error,
         "SELECT request_hash, status, location, etag, body_sealed FROM idempotency_keys WHERE token_id=? AND key=? AND created_at>?", "zzi",
-        idempotency_owner(rq), rq->idempotency_key, rq->now_s - IDEMPOTENCY_AGE_S);
+        idempotency_owner(rq), rq->idempotency_key, rq->now_s - (int64_t)(admin_config(rq->admin)->retention.idempotency_keys_ms / 1000));
     if (!err)
         err = store_step(st, &row, &rq->error);
     if (err || !row)
@@ -515,12 +514,9 @@ static enum err idempotency_keep(struct exchange *ex, const char *hash)
     struct strbuf aad = {0}, sealed = {0};
     idempotency_aad(rq, &aad);
     enum err err = keyring_seal(rq->admin->keys, sb_str(&aad), sb_str(&ex->answer), &sealed, &rq->error);
-    if (!err)
-        err =
-            store_exec(rq->store, NULL, &rq->error, "DELETE FROM idempotency_keys WHERE created_at<=?", "i", rq->now_s - IDEMPOTENCY_AGE_S);
-    if (!err)
+    if (!err) /* in the place of one that is over and not yet removed */
         err = store_exec(rq->store, NULL, &rq->error,
-                         "INSERT INTO idempotency_keys (token_id, key, request_hash, status, location, etag, body_sealed, created_at)"
+                         "INSERT OR REPLACE INTO idempotency_keys (token_id, key, request_hash, status, location, etag, body_sealed, created_at)"
                          " VALUES (?,?,?,?,?,?,?,?)",
                          "zzzizzsi", idempotency_owner(rq), rq->idempotency_key, hash, (int64_t)rq->status, rq->location ? rq->location : "",
                          rq->etag ? rq->etag : "", sb_str(&sealed), rq->now_s);
@@ -1036,6 +1032,9 @@ static void http_metrics(struct http *h, struct edge_req *req)
         metric(&b, "gauge", "pullgate_admin_deliveries_failed", "Deliveries given up, in the time that they are kept", j.deliveries_failed);
         metric(&b, "gauge", "pullgate_admin_mails_pending", "Mails not yet taken by the mail server", j.mails_pending);
         metric(&b, "gauge", "pullgate_admin_mails_failed", "Mails given up, in the time that they are kept", j.mails_failed);
+        sb_addc(&b, "# HELP pullgate_admin_pruned_total Rows that were over and are gone (retention)\n# TYPE pullgate_admin_pruned_total counter\n");
+        for (size_t i = 0; i < RETENTION_KINDS; i++)
+            sb_addf(&b, "pullgate_admin_pruned_total{kind=\"%s\"} %llu\n", RETENTION_NAMES[i], (unsigned long long)j.pruned[i]);
     }
     metric(&b, "counter", "pullgate_admin_sign_in_alerts_total", "Addresses with 20 failed sign-ins", failures_alerts(h->admin->addresses));
     metric(&b, "gauge", "pullgate_admin_clock_bad", "1: the clock is behind what it was", h->clock_is_bad);

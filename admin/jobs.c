@@ -28,10 +28,11 @@
 #define RENEWALS_AT_ONCE 60 /* periods of one license in one transaction; the rest in the next */
 #define RETRY_MIN_S     10
 #define RETRY_MAX_S     3600
-#define PRUNE_EVERY_S   60
-#define PRUNE_AT_ONCE   "1000" /* rows of each kind */
+#define SILENT_EVERY_S  60
+#define PRUNE_EVERY_S   600
+#define PRUNE_AT_ONCE   25 /* batches, then the clock's other work has its turn */
+#define PRUNE_REST_MS   10 /* between two batches */
 #define INSTANCES_AT_ONCE 200 /* installations that leave: each may change what its customer may pull */
-#define DENIALS_KEEP_H  48
 #define ERROR_MAX       300 /* characters of an error that are kept */
 
 static const int64_t CREDENTIAL_DAYS[] = {14, 7, 1};
@@ -592,24 +593,9 @@ enum err jobs_run(struct admin *a, struct store *s, int64_t now_s, struct jobs_b
     return ERR_OK;
 }
 
-enum err jobs_prune(struct admin *a, struct store *s, int64_t now_s, struct error *reterr)
+enum err jobs_end_silent(struct store *s, int64_t now_s, struct error *reterr)
 {
-    int64_t keep = (int64_t)(admin_config(a)->admin.delivery_keep_ms / 1000);
-    const struct {
-        const char *sql;
-        int64_t before;
-    } rows[] = {
-        {"DELETE FROM webhook_deliveries WHERE id IN (SELECT id FROM webhook_deliveries WHERE finished_at<>0 AND finished_at<? LIMIT " PRUNE_AT_ONCE ")",
-         now_s - keep},
-        {"DELETE FROM mails WHERE id IN (SELECT id FROM mails WHERE finished_at<>0 AND finished_at<? LIMIT " PRUNE_AT_ONCE ")", now_s - keep},
-        {"DELETE FROM pull_denials WHERE hour<?", now_s / 3600 - DENIALS_KEEP_H},
-        {"DELETE FROM idempotency_keys WHERE created_at<?", now_s - DAY_S},
-    };
-    enum err err = ERR_OK;
-    for (size_t i = 0; !err && i < sizeof rows / sizeof *rows; i++)
-        err = store_exec(s, NULL, reterr, rows[i].sql, "i", rows[i].before);
-    if (!err)
-        err = usage_tick(s, now_s, INSTANCES_AT_ONCE, reterr);
+    enum err err = usage_tick(s, now_s, INSTANCES_AT_ONCE, reterr);
     return err ? err : transfers_expire(s, now_s, reterr);
 }
 
@@ -619,7 +605,9 @@ struct jobs {
     struct admin *admin;
     pthread_t thread;
     struct store *store; /* the thread's, for looking */
-    int64_t pruned_at;
+    int64_t silent_at, pruned_at; /* when the last round of it ended */
+    size_t prune_kind;            /* where the present one is; RETENTION_KINDS: there is none */
+    uint64_t prune_sums[RETENTION_KINDS];
     bool is_ended;
     pthread_mutex_t lock; /* guards all below */
     pthread_cond_t wake;
@@ -639,10 +627,15 @@ static enum err round_work(struct store *s, void *arg, struct error *reterr)
     return jobs_run(r->admin, s, r->now_s, &r->batch, reterr);
 }
 
-static enum err round_prune(struct store *s, void *arg, struct error *reterr)
+static enum err round_silent(struct store *s, void *arg, struct error *reterr)
 {
     const struct round *r = arg;
-    return jobs_prune(r->admin, s, r->now_s, reterr);
+    return jobs_end_silent(s, r->now_s, reterr);
+}
+
+static enum err round_remove(struct store *s, void *arg, struct error *reterr)
+{
+    return retention_remove(s, arg, reterr);
 }
 
 static enum err number(struct store *s, const char *sql, int64_t param, int64_t *ret, struct error *reterr)
@@ -702,6 +695,66 @@ static bool may_go_on(struct jobs *j)
     return on;
 }
 
+static void rest_ms(unsigned ms)
+{
+    const struct timespec ts = {.tv_nsec = (long)ms * 1000000};
+    (void)nanosleep(&ts, NULL);
+}
+
+static bool is_due_again(int64_t now_s, int64_t last_s, int64_t every_s)
+{
+    return now_s - last_s >= every_s || now_s < last_s; /* or the clock went back */
+}
+
+static void prune_tell(const struct jobs *j)
+{
+    struct strbuf b = {0};
+    for (size_t i = 0; i < RETENTION_KINDS; i++)
+        if (j->prune_sums[i])
+            sb_addf(&b, "%s%s %llu", b.n ? ", " : "", RETENTION_NAMES[i], (unsigned long long)j->prune_sums[i]);
+    if (b.n)
+        log_info("retention: rows that were over are gone: %s", b.p);
+    sb_free(&b);
+}
+
+/* One kind after another, each until nothing of it is left to go: a few batches at a time, with a rest after each, so that neither those
+ * who write nor the clock's other work waits for it. */
+static enum err prune(struct jobs *j, int64_t now_s, struct error *reterr)
+{
+    enum err err = ERR_OK;
+    if (j->prune_kind == RETENTION_KINDS) {
+        if (!is_due_again(now_s, j->pruned_at, PRUNE_EVERY_S))
+            return ERR_OK;
+        j->prune_kind = 0;
+        memset(j->prune_sums, 0, sizeof j->prune_sums);
+    }
+    for (int i = 0; i < PRUNE_AT_ONCE && j->prune_kind < RETENTION_KINDS && may_go_on(j); i++) {
+        struct retention_batch b;
+        err = retention_find(admin_config(j->admin), j->store, j->prune_kind, now_s, &b, reterr);
+        if (!err && b.n)
+            err = db_run(j->admin->writer, DB_TRANSACTION, round_remove, &b, reterr);
+        if (err) {
+            retention_batch_free(&b);
+            return err;
+        }
+        j->prune_sums[j->prune_kind] += (uint64_t)b.removed;
+        pthread_mutex_lock(&j->lock);
+        j->st.pruned[j->prune_kind] += (uint64_t)b.removed;
+        pthread_mutex_unlock(&j->lock);
+        bool is_more = b.n == RETENTION_BATCH && b.removed > 0;
+        retention_batch_free(&b);
+        if (is_more)
+            rest_ms(PRUNE_REST_MS);
+        else
+            j->prune_kind++;
+    }
+    if (j->prune_kind == RETENTION_KINDS) {
+        prune_tell(j);
+        j->pruned_at = now_s;
+    }
+    return err;
+}
+
 static enum err tick(struct jobs *j, struct error *reterr)
 {
     struct round r = {.admin = j->admin, .now_s = clock_now_s()};
@@ -727,11 +780,11 @@ static enum err tick(struct jobs *j, struct error *reterr)
         if (!is_due)
             err = look(j, r.now_s, reterr);
     }
-    if (!err && may_go_on(j) && r.now_s - j->pruned_at >= PRUNE_EVERY_S) {
-        err = db_run(j->admin->writer, DB_TRANSACTION, round_prune, &r, reterr);
-        j->pruned_at = r.now_s;
+    if (!err && may_go_on(j) && is_due_again(r.now_s, j->silent_at, SILENT_EVERY_S)) {
+        err = db_run(j->admin->writer, DB_TRANSACTION, round_silent, &r, reterr);
+        j->silent_at = r.now_s;
     }
-    return err;
+    return err ? err : prune(j, r.now_s, reterr);
 }
 
 static void *jobs_main(void *arg)
@@ -769,6 +822,7 @@ struct jobs *jobs_start(struct admin *a, bool clock_is_bad)
     struct jobs *j = NEW(struct jobs);
     pthread_condattr_t attr;
     j->admin = a;
+    j->prune_kind = RETENTION_KINDS;
     j->clock_is_bad = clock_is_bad;
     AN(pthread_mutex_init(&j->lock, NULL) == 0);
     pthread_condattr_init(&attr);

@@ -10,6 +10,7 @@
 #include "pullgate/err.h"
 #include "pullgate/lifecycle.h"
 #include "pullgate/store.h"
+#include "retention.h"
 
 struct admin;
 struct jobs;
@@ -27,6 +28,7 @@ struct jobs_state {
     uint64_t lag_s;                  /* since the oldest of them was due */
     uint64_t oldest_inactive_s;      /* age of the license that has waited longest for its activation; 0 none */
     uint64_t deliveries_pending, deliveries_failed, mails_pending, mails_failed; /* failed: in the time that the log is kept */
+    uint64_t pruned[RETENTION_KINDS];
 };
 #define JOBS_DUE_MAX 10000
 void jobs_state(struct jobs *j, struct jobs_state *ret);
@@ -39,8 +41,9 @@ struct jobs_batch {
 };
 /* One batch of what is due at now_s, inside a transaction of the writer. n is 0 when nothing was. */
 enum err jobs_run(struct admin *a, struct store *s, int64_t now_s, struct jobs_batch *ret, struct error *reterr) MUST_USE;
-/* Rows that nobody asks for any more. Inside a transaction of the writer; a bounded number of each kind. */
-enum err jobs_prune(struct admin *a, struct store *s, int64_t now_s, struct error *reterr) MUST_USE;
+/* What has an end without an event of a license: installations that are silent, offers of transfers. Inside a transaction of the writer; a
+ * bounded number of each. */
+enum err jobs_end_silent(struct store *s, int64_t now_s, struct error *reterr) MUST_USE;
 
 /* When the clock next has something to do with a license, after what is due at now_s was done: 0 is never. Pure. */
 struct jobs_terms {

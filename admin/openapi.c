@@ -274,6 +274,7 @@ static struct jv *problem_response(void)
         {.name = "allowed_actions", .type = FIELD_STRINGS, .flags = FIELD_OPTIONAL, .about = "with action_not_allowed"},
         {.name = "report", .type = FIELD_MAP, .flags = FIELD_OPTIONAL, .about = "with import_failed: what is wrong with which line"},
         {.name = "count", .type = FIELD_INT, .flags = FIELD_OPTIONAL, .about = "with count_differs: how many the filter finds"},
+        {.name = "oldest_after", .type = FIELD_INT, .flags = FIELD_OPTIONAL, .about = "with events_pruned: where to start anew"},
         {.name = NULL},
     };
     struct jv *r = jv_object();

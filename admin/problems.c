@@ -93,6 +93,7 @@ const struct problem PROBLEMS[] = {
     {409, "unknown_subscription", "no license of this subscription"},
     {409, "upstream_in_use", "repositories hang on it"},
     {409, "webhook_disabled", "it is disabled; enable it first"},
+    {410, "events_pruned", "the events after this cursor are no longer kept; `oldest_after` is the first `after` that misses none of what is"},
     {412, "etag_mismatch", "it was changed since; `If-Match` did not hold"},
     {413, "too_large", "the body is beyond its bound"},
     {413, "too_many_lines", "more lines than one import may have"},

@@ -690,8 +690,21 @@ static const char MIGRATION_8[] =
     "CREATE INDEX transfers_to_customer ON transfers(to_customer_id, created_at, id) WHERE to_customer_id<>'';\n"
     "CREATE INDEX transfers_due ON transfers(expires_at) WHERE status='pending';\n";
 
+/* Retention. events_pruned: the highest id of the vendor's events that are gone. */
+static const char MIGRATION_9[] =
+    "ALTER TABLE vendors ADD COLUMN events_pruned INTEGER NOT NULL DEFAULT 0;\n"
+    "CREATE TRIGGER events_gone AFTER DELETE ON events BEGIN"
+    " UPDATE vendors SET events_pruned=max(events_pruned, OLD.id) WHERE id=OLD.vendor_id; END;\n"
+    "CREATE INDEX events_age ON events(at_ms, id);\n"
+    "CREATE INDEX webhook_deliveries_event ON webhook_deliveries(event_id);\n"
+    "CREATE INDEX notices_age ON notices(noted_at);\n"
+    "CREATE INDEX license_usage_over ON license_usage(until_at) WHERE until_at<>0;\n"
+    "CREATE INDEX license_instances_over ON license_instances(last_seen_at) WHERE revoked_at<>0 OR kind='validate';\n"
+    "CREATE INDEX sessions_age ON sessions(created_at);\n";
+
 const struct store_migration SCHEMA_MIGRATIONS[] = {
     {1, MIGRATION_1}, {2, MIGRATION_2}, {3, MIGRATION_3}, {4, MIGRATION_4},
     {5, MIGRATION_5}, {6, MIGRATION_6}, {7, MIGRATION_7}, {8, MIGRATION_8},
+    {9, MIGRATION_9},
 };
 const size_t SCHEMA_MIGRATIONS_N = sizeof SCHEMA_MIGRATIONS / sizeof SCHEMA_MIGRATIONS[0];

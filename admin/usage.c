@@ -13,7 +13,6 @@
 #include "pullgate/mem.h"
 
 #define INSTANCE_SEEN_EVERY_S 60        /* a place's last use is written at most this often */
-#define REPORT_KEEP_S         (7 * 86400) /* a proxy repeats a report for minutes; a stream that was left for days is read late */
 #define WINDOWS_MAX           100000    /* looked through from an estimate on: it is off by a few */
 
 enum { PASSED_PULLS = 1, PASSED_BYTES = 2, PASSED_INSTANCES = 4 }; /* licenses.usage_passed: told in this window */
@@ -365,11 +364,9 @@ enum err usage_tick(struct store *s, int64_t now_s, int max, struct error *reter
     struct store_stmt *st;
     struct strbuf gone = {0};
     bool row;
-    enum err err = store_exec(s, NULL, reterr, "DELETE FROM usage_reports WHERE at<?", "i", now_s - REPORT_KEEP_S);
-    if (!err)
-        err = store_query(s, &st, reterr,
-                          "SELECT license_id, fingerprint FROM license_instances WHERE kind='pull' AND revoked_at=0 AND last_seen_at<? LIMIT ?",
-                          "ii", silent, (int64_t)max);
+    enum err err = store_query(s, &st, reterr,
+                               "SELECT license_id, fingerprint FROM license_instances WHERE kind='pull' AND revoked_at=0 AND last_seen_at<? LIMIT ?",
+                               "ii", silent, (int64_t)max);
     if (err)
         return err;
     while (!(err = store_step(st, &row, reterr)) && row) {

@@ -25,8 +25,7 @@ enum err usage_bytes(struct store *s, struct str report_id, struct str license_i
 /* The license's limits or installations were changed: what follows from what was counted follows anew. Writes c: into the outbox where
  * the fact may change; emits no event. */
 enum err usage_refresh(struct store *s, struct str license_id, int64_t now_s, struct error *reterr) MUST_USE;
-/* What only the clock does: installations that were silent for long give their places up, old report ids are forgotten. At most `max`
- * installations; the others the next time. */
+/* What only the clock does: installations that were silent for long give their places up. At most `max`; the others the next time. */
 enum err usage_tick(struct store *s, int64_t now_s, int max, struct error *reterr) MUST_USE;
 
 extern const struct field USAGE_FIELDS[]; /* of the object that usage_print() makes */

@@ -68,8 +68,15 @@ struct config {
         uint64_t webhook_retry_ms;         /* 10s: after the first failure; doubles */
         uint64_t webhook_give_up_ms;       /* 3d: of one delivery */
         uint64_t webhook_disable_after_ms; /* 7d of failures */
-        uint64_t delivery_keep_ms;         /* 30d: deliveries and mails that are over */
     } admin;
+    struct { /* 0: for ever */
+        uint64_t events_ms;           /* 400d */
+        uint64_t pulls_ms;            /* 400d */
+        uint64_t deliveries_ms;       /* 30d: deliveries and mails that are over */
+        uint64_t usage_ms;            /* 1100d: windows that are over, installations that are gone */
+        uint64_t sessions_ms;         /* 30d: over, and invitations that are */
+        uint64_t idempotency_keys_ms; /* 24h */
+    } retention;
     struct {
         char *url; /* smtp://host:port, smtps://host:port; empty: no mail */
         char *username, *password;

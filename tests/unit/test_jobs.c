@@ -344,20 +344,95 @@ static void test_one_that_cannot_be_done_holds_up_no_other(void **state)
     assert_string_equal(rows("SELECT COUNT(*) FROM job_errors"), "0");
 }
 
+/* As the thread of jobs.c: batch by batch, each in its own transaction, until nothing of any kind is left to go. */
+static void prune_all(int64_t now)
+{
+    struct error e = {0};
+    for (size_t kind = 0, again = 0; again < 2; kind = (kind + 1) % RETENTION_KINDS, again += kind == 0)
+        for (;;) {
+            struct retention_batch b;
+            if (retention_find(admin.cfg, s, kind, now, &b, &e))
+                fail_msg("%s: %s", RETENTION_NAMES[kind], e.text);
+            assert_true(b.n <= RETENTION_BATCH);
+            assert_int_equal(store_begin(s, &e), ERR_OK);
+            if (retention_remove(s, &b, &e))
+                fail_msg("%s: %s", RETENTION_NAMES[kind], e.text);
+            assert_int_equal(store_commit(s, &e), ERR_OK);
+            assert_int_equal(b.removed, b.n);
+            size_t n = b.n;
+            retention_batch_free(&b);
+            if (!n)
+                break;
+        }
+}
+
 static void test_prune(void **state)
 {
     int64_t now = at("2027-01-31T22:59:59Z");
-    struct error e = {0};
     (void)state;
     sqlf("INSERT INTO pull_denials VALUES ('cus_1','expired',%lld,3), ('cus_1','expired',%lld,4)", (long long)(now / 3600), (long long)(now / 3600 - 100));
     sqlf("INSERT INTO mails (id, vendor_id, event_id, event_type, recipient, subject, body, status, next_attempt_ms, created_at, finished_at) VALUES"
          " ('m1','ven_1',1,'x','a@b','s','b','sent',0,1,%lld), ('m2','ven_1',2,'x','a@b','s','b','sent',0,1,%lld), ('m3','ven_1',3,'x','a@b','s','b','pending',0,1,0)",
          (long long)(now - 40 * DAY), (long long)(now - DAY));
-    assert_int_equal(store_begin(s, &e), ERR_OK);
-    assert_int_equal(jobs_prune(&admin, s, now, &e), ERR_OK);
-    assert_int_equal(store_commit(s, &e), ERR_OK);
+    prune_all(now);
     assert_string_equal(rows("SELECT id FROM mails ORDER BY id"), "m2 m3");
     assert_string_equal(rows("SELECT count FROM pull_denials"), "3");
+}
+
+/* What is over goes, batch by batch; what somebody still waits for, or what keeps something from happening again, stays. */
+static void test_prune_kinds(void **state)
+{
+    int64_t now = at("2027-01-31T22:59:59Z"), old = now - 401 * DAY;
+    (void)state;
+    sqlf("INSERT INTO vendors (id, slug, name, created_at, updated_at) VALUES ('ven_2','w','W',1,1)");
+    for (int i = 1; i <= 450; i++)
+        sqlf("INSERT INTO events (id, vendor_id, at_ms, type, actor) VALUES (%d,'ven_%d',%lld,'x','a')", i, i % 2 + 1, (long long)(i <= 440 ? old * 1000 + i : now * 1000));
+    sqlf("INSERT INTO meta (key, value) VALUES ('events_handed_out', 430)");
+    sqlf("INSERT INTO webhooks (id, vendor_id, url, events, secret_sealed, after_event, created_at, updated_at) VALUES ('whk_1','ven_1','u','[]','s',0,1,1)");
+    sqlf("INSERT INTO webhook_deliveries (id, webhook_id, event_id, event_type, status, next_attempt_ms, created_at, finished_at) VALUES"
+         " ('dlv_1','whk_1',7,'x','pending',0,1,0), ('dlv_2','whk_1',9,'x','delivered',0,1,%lld), ('dlv_3','whk_1',11,'x','failed',0,1,%lld)",
+         (long long)(now - DAY), (long long)(now - 31 * DAY));
+    sqlf("INSERT INTO mails (id, vendor_id, event_id, event_type, recipient, subject, body, status, next_attempt_ms, created_at) VALUES"
+         " ('m1','ven_1',13,'x','a@b','s','b','pending',0,1)");
+    for (int i = 0; i < 230; i++)
+        sqlf("INSERT INTO pulls (event_id, at_ms, vendor_id, decision, reason) VALUES ('p%d',%lld,'%s','allow','')", i, (long long)(i < 210 ? old : now) * 1000,
+             i % 3 ? "ven_1" : "");
+    /* the first license's end came long ago, and is its end still; the second one's was moved; the third is deleted */
+    license("lic_1", 1, old - DAY, NULL);
+    license("lic_2", 1, now, NULL);
+    license("lic_3", 1, old - DAY, "archived_at=1");
+    for (int i = 1; i <= 3; i++)
+        sqlf("INSERT INTO notices (subject_id, kind, at, days, noted_at) VALUES ('lic_%d','expired',%lld,0,%lld)", i, (long long)(old - DAY), (long long)old);
+    sqlf("INSERT INTO license_usage (license_id, from_at, until_at) VALUES ('lic_1',1,%lld), ('lic_1',2,%lld), ('lic_1',3,0)", (long long)(now - 1101 * DAY), (long long)now);
+    sqlf("INSERT INTO license_instances (license_id, fingerprint, kind, first_seen_at, last_seen_at, revoked_at) VALUES"
+         " ('lic_1','a','pull',1,1,5), ('lic_1','b','pull',1,1,0), ('lic_1','c','validate',1,1,0), ('lic_1','d','validate',1,%lld,0)", (long long)now);
+    sqlf("INSERT INTO users (id, vendor_id, is_customers, email, role, invite_hash, invite_expires_at, created_at, updated_at) VALUES"
+         " ('usr_1','ven_1',0,'a','owner','h1',%lld,1,1), ('usr_2','ven_1',0,'b','owner','h2',%lld,1,1)", (long long)(now - 31 * DAY), (long long)(now - DAY));
+    sqlf("INSERT INTO sessions (id, user_id, hash, address, created_at, used_at, expires_at, revoked_at) VALUES"
+         " ('ses_1','usr_1','1','',1,1,2,0), ('ses_2','usr_1','2','',1,1,%lld,0), ('ses_3','usr_1','3','',1,1,%lld,3)", (long long)now, (long long)now);
+    sqlf("INSERT INTO idempotency_keys VALUES ('t','old','h',201,'','','',%lld), ('t','new','h',201,'','','',%lld)", (long long)(now - DAY - 1), (long long)(now - DAY + 1));
+    sqlf("INSERT INTO usage_reports VALUES ('r1',%lld), ('r2',%lld)", (long long)(now - 8 * DAY), (long long)now);
+
+    prune_all(now);
+    assert_string_equal(rows("SELECT group_concat(id) FROM events WHERE id<=435"), "7,9,13,431,432,433,434,435"); /* 11 with its delivery */
+    assert_string_equal(rows("SELECT COUNT(*) FROM events WHERE id>430"), "20");
+    assert_string_equal(rows("SELECT events_pruned FROM vendors ORDER BY id"), "430 429");
+    assert_string_equal(rows("SELECT id FROM webhook_deliveries ORDER BY id"), "dlv_1 dlv_2");
+    assert_string_equal(rows("SELECT id FROM mails"), "m1");
+    assert_string_equal(rows("SELECT COUNT(*) FROM pulls"), "20");
+    assert_string_equal(rows("SELECT subject_id FROM notices"), "lic_1");
+    assert_string_equal(rows("SELECT from_at FROM license_usage ORDER BY from_at"), "2 3");
+    assert_string_equal(rows("SELECT fingerprint FROM license_instances ORDER BY fingerprint"), "b d");
+    assert_string_equal(rows("SELECT id FROM sessions ORDER BY id"), "ses_2");
+    assert_string_equal(rows("SELECT id FROM users WHERE invite_hash<>''"), "usr_2");
+    assert_string_equal(rows("SELECT key FROM idempotency_keys"), "new");
+    assert_string_equal(rows("SELECT id FROM usage_reports"), "r2");
+
+    /* 0 is for ever */
+    admin.cfg->retention.events_ms = admin.cfg->retention.pulls_ms = 0;
+    prune_all(now + 10000 * DAY);
+    assert_string_equal(rows("SELECT COUNT(*) FROM pulls"), "20");
+    assert_string_equal(rows("SELECT COUNT(*) FROM events"), "23");
 }
 
 static void test_days(void **state)
@@ -455,6 +530,7 @@ int main(void)
         TEST(test_credentials),
         TEST(test_one_that_cannot_be_done_holds_up_no_other),
         TEST(test_prune),
+        TEST(test_prune_kinds),
         TEST(test_2_20_a_scheduled_change_once_also_after_a_month_down),
         TEST(test_2_20_a_scheduled_change_that_cannot_be_is_said_so),
         TEST(test_2_20_the_change_of_a_suspended_license_waits),
