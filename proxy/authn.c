@@ -14,6 +14,7 @@
 
 #define AUTH_VALUE_MAX 5120     /* bytes of an Authorization value; a token has at most TOKEN_MAX */
 #define AUTHCACHE_SLOTS 16384   /* a worker; one slot an Authorization value seen lately */
+#define NAMES_CHAINS    1024    /* of lists of repositories; there are at most as many as slots, and mostly a few */
 
 /* What an Authorization value was found to mean. It spares the base64, HMAC and signature work of a value seen before; whether the
  * credential still stands is asked from the facts on every request. The value itself is not kept, only its mark. */
@@ -22,12 +23,52 @@ struct auth_entry {
     bool is_bearer;
     int64_t expires_at_s; /* of a token */
     char credential_hash[CREDENTIAL_HASH_MAX];
-    char *repositories; /* of a token: "name\nname\n" */
+    struct names *names; /* of a token; NULL: no token, or one of no repository */
+};
+
+/* The repositories of tokens. Every pull brings a token of its own and names what others name: tokens of one list share it. */
+struct names {
+    struct names *chain;
+    uint64_t hash;
+    uint32_t refs; /* slots */
+    char text[];   /* "name\nname\n" */
 };
 
 struct authcache {
     struct auth_entry slots[AUTHCACHE_SLOTS];
+    struct names *names[NAMES_CHAINS];
 };
+
+static struct names *names_hold(struct authcache *c, struct str text)
+{
+    uint64_t hash = str_hash(text);
+    struct names **at = &c->names[hash % NAMES_CHAINS], *n = *at;
+
+    if (text.n == 0)
+        return NULL;
+    while (n != NULL && (n->hash != hash || !str_eq_c(text, n->text)))
+        n = n->chain;
+    if (n == NULL) {
+        n = mem_zalloc(sizeof *n + text.n + 1);
+        memcpy(n->text, text.p, text.n);
+        n->hash = hash;
+        n->chain = *at;
+        *at = n;
+    }
+    n->refs++;
+    return n;
+}
+
+static void names_drop(struct authcache *c, struct names *n)
+{
+    if (n == NULL || --n->refs > 0)
+        return;
+    struct names **at = &c->names[n->hash % NAMES_CHAINS];
+    while (*at != n)
+        at = &(*at)->chain;
+    *at = n->chain;
+    mem_free(n);
+}
 
 struct authcache *authcache_new(void)
 {
@@ -39,13 +80,13 @@ void authcache_free(struct authcache **c)
     if (*c == NULL)
         return;
     for (size_t i = 0; i < AUTHCACHE_SLOTS; i++)
-        mem_free((*c)->slots[i].repositories);
+        names_drop(*c, (*c)->slots[i].names);
     MEM_FREE(*c);
 }
 
-static bool token_names(const char *repositories, struct str name)
+static bool token_names(const struct names *names, struct str name)
 {
-    struct str rest = str_c(repositories), line;
+    struct str rest = names != NULL ? str_c(names->text) : S(""), line;
 
     while (str_next(&rest, '\n', &line))
         if (line.n > 0 && str_eq(line, name))
@@ -93,7 +134,8 @@ static bool auth_understand(struct worker *w, struct str value, struct auth_entr
         sb_add(&names, claims.repositories[i]);
         sb_add_char(&names, '\n');
     }
-    ret->repositories = sb_take(&names);
+    ret->names = names_hold(w->auth, sb_str(&names));
+    sb_free(&names);
     sb_free(&scratch);
     return true;
 }
@@ -116,7 +158,7 @@ static const struct auth_entry *auth_look_up(struct worker *w, struct str value)
     struct auth_entry found = {.mark = mark};
     if (!auth_understand(w, value, &found))
         return NULL;
-    mem_free(pair[1].repositories);
+    names_drop(w->auth, pair[1].names);
     pair[1] = pair[0];
     pair[0] = found;
     return &pair[0];
@@ -225,7 +267,7 @@ enum next authn_step(struct exchange *ex)
         return authn_refuse(ex, auth == NULL ? S("the user name, credential or license key is not valid") : S("the token has expired"), REASON_UNKNOWN,
                             auth == NULL);
     ex->is_bearer = auth->is_bearer;
-    ex->token_covers = auth->is_bearer && token_names(auth->repositories, ex->oci.repository);
+    ex->token_covers = auth->is_bearer && token_names(auth->names, ex->oci.repository);
     memcpy(ex->credential_hash, auth->credential_hash, sizeof ex->credential_hash);
     struct str hash = {ex->credential_hash, CREDENTIAL_HASH_MAX - 1};
     if (facts_peek(w->facts, FACT_CREDENTIAL, hash, &fact, &degraded) == ERR_OK)
