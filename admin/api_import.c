@@ -10,6 +10,7 @@
 #include "licensequery.h"
 #include "licenses.h"
 #include "outbox.h"
+#include "plans.h"
 #include "pullgate/clock.h"
 #include "pullgate/credential.h"
 #include "pullgate/mem.h"
@@ -176,6 +177,7 @@ static enum err column_set(struct api *rq, const struct column *c, const struct 
 
 struct line_result {
     char *id, *key, *detail;
+    struct jv *from_plan; /* names of what the plan gave; NULL: nothing */
     const char *result;
     bool told; /* counted as good */
     char code[40], field[API_FIELD_MAX];
@@ -277,28 +279,78 @@ static enum err line_body(struct api *rq, const struct jv *row, struct jv *in)
     return err;
 }
 
+/* The plan that the line names, by slug or id: one that is sold before one that was. Empty where it names none. */
+static enum err line_plan(struct api *rq, const struct jv *row, struct strbuf *ret_id)
+{
+    struct str plan = cell(row, "plan");
+    bool found = false;
+    sb_reset(ret_id);
+    if (!plan.n)
+        return ERR_OK;
+    enum err err = lookup2(rq, "SELECT id FROM plans WHERE vendor_id=?1 AND (slug=?2 OR id=?2) ORDER BY archived_at<>0, archived_at DESC LIMIT 1", plan,
+                           ret_id, &found);
+    if (!err && !found)
+        err = api_fail(rq, ERR_INVALID, "unknown_reference", "plan", "plan: there is none with this slug or id");
+    return err;
+}
+
 /* Columns that only an import sets. */
 static enum err line_own_columns(struct api *rq, const struct jv *row, struct str id, bool *ret_changed)
 {
-    struct str issuer = cell(row, "issuer"), plan = cell(row, "plan");
+    struct str issuer = cell(row, "issuer");
     struct strbuf plan_id = {0};
     int64_t changes = 0;
-    bool found = false;
-    enum err err = ERR_OK;
     if (issuer.n > 200)
         return bad_cell(rq, "issuer", "at most 200 bytes");
-    if (plan.n) {
-        err = lookup2(rq, "SELECT id FROM plans WHERE vendor_id=?1 AND (slug=?2 OR id=?2)", plan, &plan_id, &found);
-        if (!err && !found)
-            err = api_fail(rq, ERR_INVALID, "unknown_reference", "plan", "plan: there is none with this slug or id");
-    }
-    if (!err && (issuer.n || plan.n))
+    enum err err = line_plan(rq, row, &plan_id);
+    if (!err && (issuer.n || plan_id.n))
         err = store_exec(rq->store, &changes, &rq->error,
                          "UPDATE licenses SET issuer=COALESCE(?1,issuer), plan_id=COALESCE(?2,plan_id) WHERE id=?3 AND"
                          " (issuer<>COALESCE(?1,issuer) OR plan_id<>COALESCE(?2,plan_id))",
-                         "sss", issuer.n ? issuer : (struct str){NULL, 0}, plan.n ? sb_str(&plan_id) : (struct str){NULL, 0}, id);
+                         "sss", issuer.n ? issuer : (struct str){NULL, 0}, plan_id.n ? sb_str(&plan_id) : (struct str){NULL, 0}, id);
     *ret_changed = changes > 0;
     sb_free(&plan_id);
+    return err;
+}
+
+/* Whose the grants are, where the line says it as an export does. */
+static void line_origins(const struct jv *row, struct jv *in)
+{
+    static const char *const ORIGINS[] = {"plan", "hand", "coupon", "import"};
+    const struct jv *told = jv_get(row, "grants");
+    struct jv *grants = jv_get(in, "grants");
+    for (size_t i = 0; i < jv_len(told) && i < jv_len(grants) && jv_type(told) == JV_ARRAY; i++)
+        for (size_t k = 0; k < sizeof ORIGINS / sizeof *ORIGINS; k++)
+            if (str_eq_c(jv_get_str(jv_at(told, i), "origin"), ORIGINS[k]))
+                jv_set_c(jv_at(grants, i), "origin", ORIGINS[k]);
+}
+
+static bool is_nothing(const struct jv *v)
+{
+    return jv_type(v) <= JV_NULL || ((jv_type(v) == JV_OBJECT || jv_type(v) == JV_ARRAY) && !jv_len(v)) || (jv_type(v) == JV_STRING && !jv_str(v).n);
+}
+
+/* What the line does not give is the plan's, as where a single license is made of it. An end that the line says there is none of stays away. */
+static enum err line_apply_plan(struct api *rq, const struct jv *row, struct jv *in, const char *plan_id, struct line_result *res)
+{
+    static const char *const ENDS[] = {"expires_at", "updates_until"}, *const SILENT[] = {"plan_id", "application_id", "customer_id", "anchor_day"};
+    for (size_t i = 0; i < 2; i++)
+        if (jv_type(jv_get(row, ENDS[i])) == JV_NULL)
+            jv_set(in, ENDS[i], jv_null());
+    struct jv *given = jv_copy(in), *list = jv_array();
+    jv_set_c(in, "plan_id", plan_id);
+    enum err err = plan_apply_any(rq, in);
+    for (void *it = jv_iter(in); !err && it; it = jv_iter_next(in, it)) {
+        const char *name = jv_iter_key(it);
+        const struct jv *had = jv_get(given, name);
+        bool is_silent = is_nothing(jv_iter_value(it)) || jv_equal(had, jv_iter_value(it)) || (had && strcmp(name, "grants") == 0);
+        for (size_t i = 0; i < sizeof SILENT / sizeof *SILENT; i++)
+            is_silent = is_silent || strcmp(name, SILENT[i]) == 0;
+        if (!is_silent)
+            jv_push(list, jv_string(str_c(name)));
+    }
+    jv_free(given);
+    res->from_plan = list;
     return err;
 }
 
@@ -330,18 +382,25 @@ static enum err line_create(struct api *rq, const struct jv *row, struct jv *in,
                             struct line_result *res)
 {
     struct str status = cell(row, "status"), key = cell(row, "key");
-    struct strbuf id = {0};
+    struct strbuf id = {0}, plan_id = {0};
     bool changed = false;
     bool is_late = str_eq(status, S("suspended")) || str_eq(status, S("revoked"));
     jv_set_str(in, "customer_id", customer_id);
-    jv_set_str(in, "application_id", application_id);
+    if (application_id.n)
+        jv_set_str(in, "application_id", application_id);
     if (status.n)
         jv_set_str(in, "status", is_late ? S("active") : status);
     enum err err = api_call_check(rq, HEAD_POST, "/api/v1/licenses", in);
+    line_origins(row, in);
+    if (!err)
+        err = line_plan(rq, row, &plan_id);
+    if (!err && plan_id.n)
+        err = line_apply_plan(rq, row, in, plan_id.p, res);
     if (!err && key.n)
         jv_set_str(in, "key", key);
     if (!err)
         err = licenses_make(rq, in, "import");
+    sb_free(&plan_id);
     if (err == ERR_CONFLICT && !rq->code && strstr(rq->error.field, "key_hash"))
         err = api_fail(rq, ERR_CONFLICT, "key_in_use", "key", "key: another license has it");
     if (err)
@@ -495,7 +554,7 @@ static enum err import_line(struct api *rq, void *ctx, size_t i)
             err = api_fail(rq, ERR_CONFLICT, "key_differs", "key", "key: an import gives a license its key once; rotate it");
         if (!err)
             err = line_update(rq, line->values, in, sb_str(&id), res);
-    } else if (!err && (!customer.n || !application.n)) {
+    } else if (!err && (!customer.n || (!application.n && !cell(line->values, "plan").n))) {
         err = api_fail(rq, ERR_INVALID, "missing_field", customer.n ? "application" : "customer", "%s: missing",
                        customer.n ? "application" : "customer");
     } else if (!err) {
@@ -522,6 +581,8 @@ static void import_told(struct api *rq, void *ctx, size_t i, enum err err)
     res->result = "failed";
     mem_free(res->key);
     res->key = NULL;
+    jv_free(res->from_plan);
+    res->from_plan = NULL;
     const char *dflt = err == ERR_CONFLICT ? "conflict" : err == ERR_NOT_FOUND ? "not_found" : "invalid_field";
     snprintf(res->code, sizeof res->code, "%s", rq->code ? rq->code : dflt);
     snprintf(res->field, sizeof res->field, "%s", rq->error.field);
@@ -543,6 +604,7 @@ static void import_untold(void *ctx, size_t i)
     mem_free(res->id);
     mem_free(res->key);
     mem_free(res->detail);
+    jv_free(res->from_plan);
     *res = (struct line_result){0};
 }
 
@@ -566,6 +628,8 @@ static struct jv *import_report(const struct import *im, const struct batch *b)
         jv_set_c(v, "result", r->result ? r->result : "failed");
         if (r->key && b->is_kept)
             jv_set_c(v, "key", r->key);
+        if (jv_len(r->from_plan))
+            jv_set(v, "from_plan", jv_copy(r->from_plan));
         if (r->detail) {
             jv_set_c(v, "code", r->code);
             jv_set_c(v, "field", r->field[0] ? r->field : NULL);
@@ -644,6 +708,7 @@ static enum err licenses_import(struct api *rq)
     }
     for (size_t i = 0; im.results && i < im.rows.n; i++) {
         mem_free(im.results[i].id);
+        jv_free(im.results[i].from_plan);
         if (im.results[i].key)
             mem_free_secret(im.results[i].key, strlen(im.results[i].key));
         mem_free(im.results[i].detail);
@@ -883,6 +948,7 @@ static const struct field REPORT_LINE_FIELDS[] = {
     {.name = "id", .type = FIELD_STRING, .flags = FIELD_NULL},
     {.name = "result", .type = FIELD_STRING, .one_of = "created|updated|unchanged|failed"},
     {.name = "key", .type = FIELD_SECRET, .flags = FIELD_OPTIONAL, .about = "of a new license that the line named none for; shown once"},
+    {.name = "from_plan", .type = FIELD_STRINGS, .flags = FIELD_OPTIONAL, .about = "what the line does not give and its plan does"},
     {.name = "code", .type = FIELD_STRING, .flags = FIELD_OPTIONAL},
     {.name = "field", .type = FIELD_STRING, .flags = FIELD_OPTIONAL | FIELD_NULL},
     {.name = "detail", .type = FIELD_STRING, .flags = FIELD_OPTIONAL},

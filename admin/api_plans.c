@@ -625,7 +625,8 @@ static void merge_members(struct jv *in, const char *name, const struct jv *plan
     jv_set(in, name, whole);
 }
 
-/* Grants that the body names take the place of the plan's; one that selects what one of the plan's does is the plan's. */
+/* Grants that the body names take the place of the plan's; one that selects what one of the plan's does is the plan's, unless it is known
+ * whose it is. */
 static void merge_grants(struct api *rq, struct jv *in, const struct jv *plan)
 {
     const struct jv *of_plan = jv_get(plan, "grants");
@@ -635,6 +636,8 @@ static void merge_grants(struct api *rq, struct jv *in, const struct jv *plan)
     struct jv *grants = jv_get(in, "grants");
     for (size_t i = 0; i < jv_len(grants); i++) {
         bool is_plans = !is_named;
+        if (jv_get_str(jv_at(grants, i), "origin").n)
+            continue;
         for (size_t k = 0; k < jv_len(of_plan) && !is_plans; k++)
             is_plans = grants_same(rq, jv_at(of_plan, k), jv_at(grants, i));
         if (is_plans)
@@ -642,7 +645,7 @@ static void merge_grants(struct api *rq, struct jv *in, const struct jv *plan)
     }
 }
 
-enum err plan_apply(struct api *rq, struct jv *in)
+static enum err plan_merge(struct api *rq, struct jv *in, bool with_archived)
 {
     struct jv *plan = NULL;
     struct plan_terms terms = {0};
@@ -650,7 +653,7 @@ enum err plan_apply(struct api *rq, struct jv *in)
     struct str id = jv_get_str(in, "plan_id");
     if (!id.n)
         return ERR_OK;
-    enum err err = plans_get(rq, id, false, &plan);
+    enum err err = plans_get(rq, id, with_archived, &plan);
     if (err == ERR_NOT_FOUND)
         return api_fail(rq, ERR_INVALID, "unknown_reference", "plan_id", "plan_id: no such object");
     if (err)
@@ -691,6 +694,16 @@ enum err plan_apply(struct api *rq, struct jv *in)
 out:
     jv_free(plan);
     return err;
+}
+
+enum err plan_apply(struct api *rq, struct jv *in)
+{
+    return plan_merge(rq, in, false);
+}
+
+enum err plan_apply_any(struct api *rq, struct jv *in)
+{
+    return plan_merge(rq, in, true);
 }
 
 /* ---- what a change leaves behind --------------------------------------------------------------------------------------- */

@@ -11,6 +11,8 @@ enum err plans_get(struct api *rq, struct str id, bool with_archived, struct jv 
 /* Merges the plan that in's plan_id names into a license-create body: what the body has wins, limits and features member by member.
  * Nothing to do without a plan_id. A trial beyond the plan's cap is ERR_CONFLICT with rq->code "trial_cap_reached". */
 enum err plan_apply(struct api *rq, struct jv *in) MUST_USE;
+/* The same of a plan that may be archived: for what was sold before. */
+enum err plan_apply_any(struct api *rq, struct jv *in) MUST_USE;
 
 /* The plan's terms from `start` on, as plan_apply() gives them. For what begins later than it was ordered. */
 struct plan_terms {

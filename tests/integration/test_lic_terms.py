@@ -238,3 +238,66 @@ def test_lic_2_2_an_end_that_is_computed_of_a_start_keeps_its_day(s, cus):
     s.api.post(f"/licenses/{waiting['id']}/activate", {}, 200)
     assert s.api.post(f"/licenses/{waiting['id']}/renew", {}, 200)["expires_at"] == "2026-03-31T10:00:00Z"
     problem(s.api("POST", "/licenses", {"name": "x", "customer_id": c["id"], "application_id": s.app["id"], "anchor_day": 31}), 400, "unknown_field", "anchor_day")
+
+
+# ---- imported licenses of a plan ----------------------------------------------------------------------------------------------
+
+
+def bring(s, lines, query="", expect=200):
+    text = lines if isinstance(lines, str) else "\n".join(json.dumps(x) for x in lines)
+    r = requests.post(f"{s.admin_base}/api/v1/licenses/import?{query}", data=text.encode(), timeout=60,
+                      headers={"Authorization": "Bearer " + s.token, "Content-Type": "text/csv" if isinstance(lines, str) else "application/x-ndjson"})
+    assert r.status_code == expect, r.text
+    return r.json()
+
+
+def test_lic_4_8_an_imported_license_takes_from_its_plan_what_its_line_does_not_give(s, cus):
+    c, auth = cus
+    p = plan(s, period="P1Y", grace_days=11, requires_activation=True, limits={"max_instances": 3, "custom": {"seats": 2}}, features={"sso": True}, grants=[{"selector": "exact", "value": "1.0.0"}])
+    text = f"customer,plan,name,status\n{c['slug']},{p['slug']},Bare,active\n"
+    dry = bring(s, text, "dry_run=1")
+    assert dry["created"] == 1 and set(dry["lines"][0]["from_plan"]) == {"type", "period", "grants", "limits", "features", "grace_days", "requires_activation", "auto_renew"}
+    assert s.api.get(f"/licenses?customer_id={c['id']}")["items"] == []
+    bring(s, text)
+    lic = s.api.get("/licenses/" + s.api.get(f"/licenses?customer_id={c['id']}")["items"][0]["id"])
+    like = licensed(s, s.add_customer(f"cus{next(s.n)}"), p)
+    for name in ("type", "period", "grace_days", "requires_activation", "limits", "features", "auto_renew", "plan_id", "application_id"):
+        assert lic[name] == like[name], name
+    assert origins(lic) == [("plan", "exact", "1.0.0")] and lic["source"] == "import" and abs(days_from_now(lic["expires_at"]) - days_from_now(like["expires_at"])) < 0.01
+    pull(s, auth, "1.0.0", 200)
+    denied(s, auth, "2.0.0", "version_not_granted")
+    # what the line gives wins
+    line = {"customer": c["slug"], "plan": p["slug"], "application": "shop", "name": "Own", "status": "active", "type": "development", "grace_days": 1, "expires_at": "2090-01-01",
+            "limits": {"max_instances": 9}, "grants": [{"selector": "exact", "value": "1.0.0"}, {"selector": "exact", "value": "2.0.0"}]}
+    report = bring(s, [line])
+    assert set(report["lines"][0]["from_plan"]) == {"period", "limits", "features", "requires_activation", "auto_renew"}
+    own = s.api.get("/licenses/" + report["lines"][0]["id"])
+    assert (own["type"], own["grace_days"], own["expires_at"][:10], own["period"]) == ("development", 1, "2090-01-01", "P1Y")
+    assert own["limits"]["max_instances"] == 9 and own["limits"]["custom"] == {"seats": 2} and origins(own) == [("import", "exact", "2.0.0"), ("plan", "exact", "1.0.0")]
+    up = change(s, own, plan(s, grants=[{"selector": "exact", "value": "1.1.0"}]))
+    assert origins(up) == [("import", "exact", "2.0.0"), ("plan", "exact", "1.1.0")]
+    # added by an upsert: imported as well
+    bring(s, [{"id": own["id"], "grants": [{"selector": "exact", "value": "2.1.0-beta.1"}]}], "mode=upsert")
+    assert ("import", "exact", "2.1.0-beta.1") in origins(s.api.get(f"/licenses/{own['id']}"))
+    # an end of computed length, but not where the line says that there is none
+    ever = plan(s, type="development", period="P1M")
+    report = bring(s, [{"customer": c["slug"], "plan": ever["slug"], "name": n, **kw} for n, kw in (("a", {}), ("b", {"expires_at": None}))])
+    a, b = (s.api.get("/licenses/" + x["id"]) for x in report["lines"])
+    assert a["expires_at"] and b["expires_at"] is None and "expires_at" in report["lines"][0]["from_plan"]
+    # refused as a single one is; of an archived plan, too
+    trial = plan(s, type="trial", trial_days=3)
+    rows = [{"customer": c["slug"], "plan": trial["slug"], "name": f"t{i}"} for i in range(2)]
+    assert [x.get("code") for x in bring(s, rows, "dry_run=1")["lines"]] == [None, "trial_cap_reached"]
+    s.api("DELETE", f"/plans/{p['id']}")
+    assert bring(s, text.replace("Bare", "Late"))["created"] == 1
+    other = s.add_application(f"app{next(s.n)}", [], s.up["id"])
+    assert bring(s, [{**line, "name": "x", "application": other["slug"], "grants": []}], expect=422)["report"]["lines"][0]["code"] == "invalid_field"
+
+
+def test_lic_4_8_what_is_exported_is_imported_with_its_origins(s, cus):
+    c, _ = cus
+    lic = grant(s, licensed(s, c, plan(s)))
+    out = requests.get(f"{s.admin_base}/api/v1/licenses/export?format=ndjson&customer_id={c['id']}", headers={"Authorization": "Bearer " + s.token}).text
+    row = {**json.loads(out.splitlines()[0]), "id": "", "name": "Copy"}
+    copy = s.api.get("/licenses/" + bring(s, [row])["lines"][0]["id"])
+    assert origins(copy) == origins(lic) == [("hand", "exact", "2.0.0"), ("plan", "range", "^1")]
