@@ -7,6 +7,7 @@
 #include "mail.h"
 #include "pullgate/clock.h"
 #include "pullgate/mem.h"
+#include "roles.h"
 
 #define SUBJECT_MAX 300
 #define BODY_MAX    20000
@@ -155,6 +156,9 @@ static enum err template_list(struct api *rq)
 static enum err template_check(struct api *rq, const char *field)
 {
     struct error error = {0};
+    bool is_shown = strcmp(field, "subject") == 0;
+    if (is_shown && mail_template_invites(jv_get_str(rq->in, field)))
+        return api_fail(rq, ERR_INVALID, "unknown_placeholder", field, "subject: a secret has no place in it");
     if (mail_template_check(jv_get_str(rq->in, field), &error))
         return api_fail(rq, ERR_INVALID, "unknown_placeholder", field, "%s: %s", field, error.text);
     return ERR_OK;
@@ -168,10 +172,20 @@ static enum err template_event_check(struct api *rq)
     return ERR_OK;
 }
 
+/* Whoever writes what an owner is invited with can lead him, and the secret of the invitation, elsewhere. */
+static enum err template_right(struct api *rq)
+{
+    if (str_eq_c(rq->params[0], MAIL_USER_INVITED) && !role_allows(rq->role, ROLE_OWNER))
+        return api_fail(rq, ERR_DENIED, "rights_exceeded", NULL, "the invitation of the vendor's people is an owner's to write");
+    return ERR_OK;
+}
+
 static enum err template_put(struct api *rq)
 {
     int64_t rev = 0;
     enum err err = template_event_check(rq);
+    if (!err)
+        err = template_right(rq);
     if (!err)
         err = template_check(rq, "subject");
     if (!err)
@@ -203,7 +217,9 @@ static enum err template_put(struct api *rq)
 static enum err template_delete(struct api *rq)
 {
     int64_t rev = 0;
-    enum err err = template_load(rq, rq->params[0], &rq->before, &rev);
+    enum err err = template_right(rq);
+    if (!err)
+        err = template_load(rq, rq->params[0], &rq->before, &rev);
     if (!err)
         err = api_check_etag(rq, rev);
     if (!err && jv_get_bool(rq->before, "is_default", false))

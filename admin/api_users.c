@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "api_routes.h"
+#include "mail.h"
 #include "outbox.h"
 #include "people.h"
 #include "pullgate/clock.h"
@@ -32,7 +33,8 @@ static const struct field USER_FIELDS[] = {
     {.name = "created_at", .type = FIELD_TIME},
     {.name = "updated_at", .type = FIELD_TIME},
     {.name = "etag", .type = FIELD_STRING},
-    {.name = "secret", .type = FIELD_SECRET, .flags = FIELD_OPTIONAL, .about = "of the invitation; shown once, for POST /invitations/accept"},
+    {.name = "secret", .type = FIELD_SECRET, .flags = FIELD_OPTIONAL, .about = "of the invitation; shown once, for POST /invitations/accept, also where it is mailed"},
+    {.name = "invitation_mailed", .type = FIELD_BOOL, .flags = FIELD_OPTIONAL, .about = "with secret: it is in a mail to him, too; GET /mails says what becomes of that"},
     {.name = "invitation_expires_at", .type = FIELD_TIME},
     {.name = NULL},
 };
@@ -301,9 +303,11 @@ static enum err invite_until(struct api *rq, int64_t *ret)
     return ERR_OK;
 }
 
-/* A fresh secret takes the place of an earlier one. */
-static enum err invite_write(struct api *rq, const char *id, char secret[CREDENTIAL_TEXT_MAX])
+/* A fresh secret takes the place of an earlier one. The person is told by mail, where that is set up. */
+static enum err invite_write(struct api *rq, const char *id, char secret[CREDENTIAL_TEXT_MAX], bool *ret_mailed)
 {
+    struct user u = {0};
+    bool found = false;
     char hash[CREDENTIAL_HASH_MAX];
     int64_t until = 0;
     enum err err = invite_until(rq, &until);
@@ -311,8 +315,23 @@ static enum err invite_write(struct api *rq, const char *id, char secret[CREDENT
         return err;
     credential_new(INVITE_PREFIX, secret);
     credential_hash(rq->admin->keys, str_c(secret), hash);
-    return store_exec(rq->store, NULL, &rq->error, "UPDATE users SET invite_hash=?, invite_expires_at=?, updated_at=?, rev=rev+1 WHERE id=?", "ziiz",
-                      hash, until, rq->now_s, id);
+    err = store_exec(rq->store, NULL, &rq->error, "UPDATE users SET invite_hash=?, invite_expires_at=?, updated_at=?, rev=rev+1 WHERE id=?", "ziiz",
+                     hash, until, rq->now_s, id);
+    if (!err)
+        err = user_find(rq, "u.id=?1", str_c(id), (struct str){NULL, 0}, &u, &found);
+    if (!err && found) {
+        const struct mail_invitation invitation = {.vendor_id = u.vendor_id, .customer_id = u.customer_id, .actor = rq->actor, .user_id = u.id, .name = u.name,
+                                                   .email = u.email, .role = role_text(u.role), .secret = secret, .expires_at = until, .now_s = rq->now_s};
+        err = mail_invite(rq->admin, rq->store, &invitation, ret_mailed, &rq->error);
+    }
+    user_release(&u);
+    return err;
+}
+
+static void invite_answer(struct api *rq, const char *secret, bool is_mailed)
+{
+    jv_set_c(rq->out, "secret", secret);
+    jv_set_bool(rq->out, "invitation_mailed", is_mailed);
 }
 
 /* ---- handlers ---------------------------------------------------------------------------------------------------------------------- */
@@ -380,7 +399,7 @@ static enum err user_create(struct api *rq)
     char id[ID_MAX], secret[CREDENTIAL_TEXT_MAX] = "";
     struct strbuf email = {0}, path = {0};
     struct str role = jv_get_str(rq->in, "role"), customer, name = jv_get_str(rq->in, "name");
-    bool is_full = false;
+    bool is_full = false, is_mailed = false;
     enum err err = email_normalise(jv_get_str(rq->in, "email"), &email)
                        ? ERR_OK
                        : api_fail(rq, ERR_INVALID, "invalid_field", "email", "email: expected one address");
@@ -408,12 +427,12 @@ static enum err user_create(struct api *rq)
                      "zzsbsssziii", id, rq->vendor_id, customer, customer.n > 0, sb_str(&email), name.p ? name : S(""), role,
                      rq->password_hash ? rq->password_hash : "", rq->password_hash ? rq->now_s : 0, rq->now_s, rq->now_s);
     if (!err && !rq->password_hash)
-        err = invite_write(rq, id, secret);
+        err = invite_write(rq, id, secret, &is_mailed);
     if (!err)
         err = user_answer(rq, id);
     if (!err) {
         if (*secret)
-            jv_set_c(rq->out, "secret", secret);
+            invite_answer(rq, secret, is_mailed);
         if (customer.n)
             sb_addf(&path, "/api/v1/customers/%.*s/users/", STR(customer));
         else
@@ -497,6 +516,7 @@ static enum err user_invite(struct api *rq)
 {
     struct user u = {0};
     char secret[CREDENTIAL_TEXT_MAX] = "";
+    bool is_mailed = false;
     enum err err = user_load(rq, &u);
     if (!err)
         err = say_check(rq, u.role);
@@ -505,11 +525,11 @@ static enum err user_invite(struct api *rq)
     if (!err && u.disabled)
         err = api_fail(rq, ERR_CONFLICT, "action_not_allowed", NULL, "he is disabled");
     if (!err)
-        err = invite_write(rq, u.id, secret);
+        err = invite_write(rq, u.id, secret, &is_mailed);
     if (!err)
         err = user_answer(rq, u.id);
     if (!err)
-        jv_set_c(rq->out, "secret", secret);
+        invite_answer(rq, secret, is_mailed);
     mem_cleanse(secret, sizeof secret);
     user_release(&u);
     return err;

@@ -10,6 +10,7 @@
 #include "admin.h"
 #include "db.h"
 #include "delivery.h"
+#include "eventlog.h"
 #include "pullgate/clock.h"
 #include "pullgate/config.h"
 #include "pullgate/credential.h"
@@ -33,7 +34,7 @@
 enum {
     V_CUSTOMER_NAME, V_CUSTOMER_SLUG, V_CUSTOMER_EMAIL, V_LICENSE_ID, V_LICENSE_NAME, V_LICENSE_STATUS, V_LICENSE_TYPE, V_LICENSE_EXPIRES,
     V_LICENSE_GRACE, V_LICENSE_UPDATES, V_LICENSE_PERIOD, V_LICENSE_KEY, V_APP_NAME, V_APP_SLUG, V_VENDOR_NAME, V_VENDOR_SLUG, V_VENDOR_SUPPORT,
-    V_RENEW, V_REGISTRY, V_EVENT, V_REASON, V_DAYS, V_ORDER,
+    V_RENEW, V_REGISTRY, V_EVENT, V_REASON, V_DAYS, V_ORDER, V_USER_NAME, V_USER_EMAIL, V_USER_ROLE, V_INVITE_SECRET, V_INVITE_EXPIRES, V_ADMIN_URL,
 };
 const char *const MAIL_PLACEHOLDER_NAMES[MAIL_PLACEHOLDERS] = {
     [V_CUSTOMER_NAME] = "customer.name",
@@ -59,6 +60,12 @@ const char *const MAIL_PLACEHOLDER_NAMES[MAIL_PLACEHOLDERS] = {
     [V_REASON] = "event.reason",
     [V_DAYS] = "event.days",
     [V_ORDER] = "order.number",
+    [V_USER_NAME] = "user.name",
+    [V_USER_EMAIL] = "user.email",
+    [V_USER_ROLE] = "user.role",
+    [V_INVITE_SECRET] = "invitation.secret",
+    [V_INVITE_EXPIRES] = "invitation.expires_at",
+    [V_ADMIN_URL] = "admin_url",
 };
 
 #define HELLO "Hello {{customer.name}},\n\n"
@@ -84,6 +91,16 @@ const struct mail_template MAIL_DEFAULTS[] = {
            "Pay: {{renew_url}}" BYE},
     {"order.created", "Your order {{order.number}}",
      HELLO "thank you for your order {{order.number}}: \"{{license.name}}\" for {{application.name}}. You will be told when the license is active." BYE},
+    {MAIL_USER_INVITED, "Your invitation to {{vendor.name}}",
+     "Hello {{user.name}},\n\nyou are invited to {{vendor.name}} as {{user.role}}. Choose a password before {{invitation.expires_at}}.\n\n"
+     "The secret of your invitation, which works once:\n\n    {{invitation.secret}}\n\n"
+     "Send it with the password to\n\n    {{admin_url}}/api/v1/invitations/accept\n\n"
+     "as POST with the body {\"secret\": \"...\", \"password\": \"...\"}. Whoever has the secret can choose the password: pass it on to nobody." BYE},
+    {MAIL_CUSTOMER_USER_INVITED, "Your invitation to the portal of {{vendor.name}}",
+     "Hello {{user.name}},\n\nyou are invited to the portal of {{vendor.name}} for {{customer.name}}. Choose a password before {{invitation.expires_at}}.\n\n"
+     "The secret of your invitation, which works once:\n\n    {{invitation.secret}}\n\n"
+     "Send it with the password to\n\n    {{admin_url}}/portal/v1/invitations/accept\n\n"
+     "as POST with the body {\"secret\": \"...\", \"password\": \"...\"}. Whoever has the secret can choose the password: pass it on to nobody." BYE},
     {NULL, NULL, NULL},
 };
 
@@ -131,6 +148,16 @@ enum err mail_template_check(struct str text, struct error *reterr)
         if (placeholder_of(name) < 0)
             return error_set(reterr, ERR_INVALID, "no such placeholder: {{%.*s}}", (int)(name.n < 60 ? name.n : 60), name.p);
     return is_bad ? error_set(reterr, ERR_INVALID, "{{ without }}") : ERR_OK;
+}
+
+bool mail_template_invites(struct str text)
+{
+    struct str before, name;
+    bool is_bad;
+    while (placeholder_next(text, &before, &name, &text, &is_bad))
+        if (placeholder_of(name) == V_INVITE_SECRET)
+            return true;
+    return false;
 }
 
 static void add_value(struct strbuf *ret, struct str v, bool is_body)
@@ -187,6 +214,7 @@ void mail_values_sample(struct mail_values *ret, struct str event)
     static const char *const samples[MAIL_PLACEHOLDERS] = {
         "Globex", "globex", "ops@globex.example", "lic_01hzy0000000000000000000000", "Production", "active", "paid", "2030-12-31", "2031-01-07", "2030-12-31",
         "P1Y", "AB12CD", "Shop", "shop", "Acme", "acme", "support@acme.example", "https://acme.example/renew", "registry.acme.example", "", "overdue", "14", "2030-0001",
+        "Anna", "anna@acme.example", "admin", "pgi_...", "2030-12-31T22:59:59Z", "https://admin.acme.example",
     };
     for (int i = 0; i < MAIL_PLACEHOLDERS; i++)
         set(ret, i, str_c(samples[i]));
@@ -255,6 +283,8 @@ enum err mail_values_load(struct admin *a, struct store *s, const char *vendor_i
     } else {
         set(&v, V_REGISTRY, S("the registry"));
     }
+    const char *admin_url = admin_config(a)->admin.public_url;
+    set(&v, V_ADMIN_URL, admin_url && *admin_url ? str_c(admin_url) : S("(the admin daemon's address)"));
     set(&v, V_EVENT, event);
     struct jv *doc = NULL;
     if (data.n && jv_parse(data, &JV_LIMITS_TRUSTED, &doc, NULL) == ERR_OK) {
@@ -431,6 +461,8 @@ static enum err told_load(struct store *s, int64_t event_id, struct told *t, str
             t->body = has_own ? str_dup(store_col_str(st, 9)) : mem_strdup(dflt->body);
             t->is_wanted = true;
         }
+        if (strcmp(t->type, MAIL_CUSTOMER_USER_INVITED) == 0) /* has its mail, and not to this address */
+            t->is_wanted = false;
         bool is_imported = str_eq(store_col_str(st, 6), S("import"));
         if (is_imported && (strcmp(t->type, "license.created") == 0 || strcmp(t->type, "license.activated") == 0))
             t->is_wanted = false;
@@ -480,6 +512,101 @@ enum err mail_hand_out(struct admin *a, struct store *s, int64_t event_id, int64
     return err;
 }
 
+/* ---- an invitation's ---------------------------------------------------------------------------------------------------------------- */
+
+static void sealed_aad(struct strbuf *ret, const char *mail_id)
+{
+    sb_addf(ret, "%s|body", mail_id);
+}
+
+static enum err template_in_use(struct store *s, const char *vendor_id, const char *event, struct strbuf *subject, struct strbuf *body, bool *ret_found,
+                                struct error *reterr)
+{
+    struct store_stmt *st = NULL;
+    const struct mail_template *dflt = mail_default(str_c(event));
+    bool row = false;
+    enum err err = store_query(s, &st, reterr, "SELECT subject, body, enabled FROM mail_templates WHERE vendor_id=? AND event=?", "zz", vendor_id, event);
+    if (!err)
+        err = store_step(st, &row, reterr);
+    if (!err && row) {
+        sb_add(subject, store_col_str(st, 0));
+        sb_add(body, store_col_str(st, 1));
+        *ret_found = store_col_int(st, 2) != 0;
+    } else if (!err && dflt) {
+        sb_addc(subject, dflt->subject);
+        sb_addc(body, dflt->body);
+        *ret_found = true;
+    }
+    store_done(&st);
+    return err;
+}
+
+static enum err invitation_write(struct admin *a, struct store *s, const struct mail_invitation *i, const char *type, int64_t event_id,
+                                 const struct strbuf *templates, struct error *reterr)
+{
+    struct mail_values v = {{0}};
+    struct strbuf subject = {0}, body = {0}, aad = {0}, sealed = {0};
+    char id[ID_MAX], until[CLOCK_RFC3339_MAX];
+    enum err err = mail_values_load(a, s, i->vendor_id, str_c(i->customer_id), S(""), str_c(type), S(""), &v, reterr);
+    if (err)
+        return err;
+    set(&v, V_USER_NAME, str_c(*i->name ? i->name : i->email));
+    set(&v, V_USER_EMAIL, str_c(i->email));
+    set(&v, V_USER_ROLE, str_c(i->role));
+    set(&v, V_INVITE_SECRET, str_c(i->secret));
+    set(&v, V_INVITE_EXPIRES, str_c(clock_rfc3339(i->expires_at, until)));
+    mail_render(sb_str(&templates[1]), &v, true, &body);
+    mem_cleanse(v.value[V_INVITE_SECRET], strlen(v.value[V_INVITE_SECRET]));
+    set(&v, V_INVITE_SECRET, S(""));
+    mail_render(sb_str(&templates[0]), &v, false, &subject);
+    id_new("mai_", id);
+    sealed_aad(&aad, id);
+    err = keyring_seal(a->keys, sb_str(&aad), sb_str(&body), &sealed, reterr);
+    bool good = mail_address_valid(str_c(i->email));
+    if (!err)
+        err = store_exec(s, NULL, reterr,
+                         "INSERT INTO mails (id, vendor_id, event_id, event_type, customer_id, recipient, subject, body, is_sealed, status, error,"
+                         " next_attempt_ms, created_at, finished_at) VALUES (?,?,?,?,?,?,?,?,1,?,?,?,?,?)",
+                         "zzizzzsszziii", id, i->vendor_id, event_id, type, i->customer_id, i->email, sb_str(&subject), good ? sb_str(&sealed) : S(""),
+                         good ? "pending" : "failed", good ? "" : "the address cannot be written to", i->now_s * 1000, i->now_s, good ? (int64_t)0 : i->now_s);
+    if (body.p)
+        mem_cleanse(body.p, body.n);
+    mail_values_free(&v);
+    sb_free(&subject);
+    sb_free(&body);
+    sb_free(&aad);
+    sb_free(&sealed);
+    return err;
+}
+
+enum err mail_invite(struct admin *a, struct store *s, const struct mail_invitation *i, bool *ret_mailed, struct error *reterr)
+{
+    const char *type = *i->customer_id ? MAIL_CUSTOMER_USER_INVITED : MAIL_USER_INVITED;
+    struct strbuf templates[2] = {{0}, {0}};
+    struct jv *data = jv_object();
+    bool is_wanted = false;
+    jv_set_c(data, "role", i->role);
+    jv_set_time(data, "invitation_expires_at", i->expires_at);
+    const struct event_record event = {.vendor_id = i->vendor_id, .type = type, .actor = i->actor, .customer_id = i->customer_id, .object_id = i->user_id, .data = data};
+    enum err err = eventlog_put(s, &event, reterr);
+    int64_t event_id = store_last_rowid(s);
+    jv_free(data);
+    if (!err)
+        err = store_exec(s, NULL, reterr,
+                         "UPDATE mails SET status='failed', body='', error='another invitation took its place', finished_at=? WHERE vendor_id=? AND event_type=?"
+                         " AND recipient=? AND status='pending'",
+                         "izzz", i->now_s, i->vendor_id, type, i->email);
+    if (!err && is_configured(admin_config(a)))
+        err = template_in_use(s, i->vendor_id, type, &templates[0], &templates[1], &is_wanted, reterr);
+    if (!err && is_wanted)
+        err = invitation_write(a, s, i, type, event_id, templates, reterr);
+    if (!err)
+        *ret_mailed = is_wanted;
+    sb_free(&templates[0]);
+    sb_free(&templates[1]);
+    return err;
+}
+
 /* ---- the thread -------------------------------------------------------------------------------------------------------------------- */
 
 struct mail {
@@ -500,7 +627,7 @@ struct letter {
     /* the outcome */
     struct admin *admin;
     enum err err;
-    bool is_final;
+    bool is_final, is_unreadable;
     int64_t now_ms;
     char text[ERROR_MAX];
 };
@@ -510,7 +637,24 @@ static void letter_free(struct letter *l)
     mem_free(l->id);
     mem_free(l->recipient);
     mem_free(l->subject);
-    mem_free(l->body);
+    mem_free_secret(l->body, strlen(l->body));
+}
+
+/* The text of a mail that is kept sealed. */
+static void letter_open(struct letter *l)
+{
+    struct strbuf aad = {0};
+    char *text = NULL;
+    size_t n = 0;
+    sealed_aad(&aad, l->id);
+    if (keyring_unseal(l->admin->keys, sb_str(&aad), str_c(l->body), &text, &n) == ERR_OK) {
+        mem_free(l->body);
+        l->body = str_dup((struct str){text, n});
+        mem_free_secret(text, n);
+    } else {
+        l->is_unreadable = true;
+    }
+    sb_free(&aad);
 }
 
 static enum err letter_next(struct mail *m, struct letter *ret, bool *ret_found, struct error *reterr)
@@ -518,16 +662,19 @@ static enum err letter_next(struct mail *m, struct letter *ret, bool *ret_found,
     struct store_stmt *st = NULL;
     bool row = false;
     enum err err = store_query(m->store, &st, reterr,
-                               "SELECT id, recipient, subject, body, created_at, attempts FROM mails WHERE status='pending' AND next_attempt_ms<=?"
+                               "SELECT id, recipient, subject, body, created_at, attempts, is_sealed FROM mails WHERE status='pending' AND next_attempt_ms<=?"
                                " ORDER BY next_attempt_ms LIMIT 1",
                                "i", clock_now_ms());
     if (!err)
         err = store_step(st, &row, reterr);
     *ret_found = !err && row;
+    bool is_sealed = *ret_found && store_col_int(st, 6) != 0;
     if (*ret_found)
         *ret = (struct letter){.id = str_dup(store_col_str(st, 0)), .recipient = str_dup(store_col_str(st, 1)), .subject = str_dup(store_col_str(st, 2)),
                                .body = str_dup(store_col_str(st, 3)), .created_at = store_col_int(st, 4), .attempts = store_col_int(st, 5), .admin = m->admin};
     store_done(&st);
+    if (is_sealed)
+        letter_open(ret);
     return err;
 }
 
@@ -537,9 +684,11 @@ static enum err letter_write(struct store *s, void *arg, struct error *reterr)
     const struct config *cfg = admin_config(l->admin);
     int64_t now_s = l->now_ms / 1000;
     if (!l->err)
-        return store_exec(s, NULL, reterr, "UPDATE mails SET status='sent', attempts=attempts+1, error='', finished_at=? WHERE id=?", "iz", now_s, l->id);
+        return store_exec(s, NULL, reterr, "UPDATE mails SET status='sent', attempts=attempts+1, error='', finished_at=?, body=CASE is_sealed WHEN 0 THEN body ELSE '' END WHERE id=?", "iz", now_s,
+                          l->id);
     bool is_over = l->is_final || now_s - l->created_at >= (int64_t)(cfg->admin.webhook_give_up_ms / 1000);
-    return store_exec(s, NULL, reterr, "UPDATE mails SET status=?, attempts=attempts+1, next_attempt_ms=?, error=?, finished_at=? WHERE id=?", "zizis",
+    return store_exec(s, NULL, reterr, "UPDATE mails SET status=?1, attempts=attempts+1, next_attempt_ms=?2, error=?3, finished_at=?4,"
+                      " body=CASE WHEN is_sealed<>0 AND ?4<>0 THEN '' ELSE body END WHERE id=?5 AND status='pending'", "zizis",
                       is_over ? "failed" : "pending", l->now_ms + delivery_backoff_ms(cfg->admin.webhook_retry_ms, l->attempts + 1), l->text,
                       is_over ? now_s : (int64_t)0, str_c(l->id));
 }
@@ -551,6 +700,13 @@ static void letter_send(struct mail *m, struct letter *l)
     struct str name, address = S("");
     struct error error = {0};
     int code = 0;
+    if (l->is_unreadable) {
+        l->err = ERR_INVALID;
+        l->is_final = true;
+        l->now_ms = clock_now_ms();
+        snprintf(l->text, sizeof l->text, "what was sealed cannot be read with the keys of now");
+        return;
+    }
     (void)mail_mailbox(str_c(cfg->mail.from), &name, &address);
     sb_add(&from, address);
     mail_compose(str_c(cfg->mail.from), str_c(l->recipient), str_c(l->subject), str_c(l->body), l->id, l->created_at, &message);
@@ -569,6 +725,8 @@ static void letter_send(struct mail *m, struct letter *l)
     l->is_final = l->err && code >= 550 && code <= 554; /* of the recipient or the message: it will not get better */
     if (l->err)
         snprintf(l->text, sizeof l->text, "%s", error.text[0] ? error.text : err_text(l->err));
+    if (message.p)
+        mem_cleanse(message.p, message.n);
     sb_free(&message);
     sb_free(&from);
 }

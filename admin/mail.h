@@ -23,15 +23,27 @@ void mail_poke(struct mail *m); /* there may be mail. Any thread */
 /* The mail of an event, if it has a template that is in use, a recipient, and mail is configured. In a transaction of the writer. */
 enum err mail_hand_out(struct admin *a, struct store *s, int64_t event_id, int64_t now_ms, struct error *reterr) MUST_USE;
 
+/* An invitation, in its transaction: the event (user.invited, customer_user.invited) and, where mail is configured and the template in use,
+ * the mail with the secret. What waits in the store is sealed, and gone once it is sent; an earlier one that still waits is not sent any
+ * more. *ret_mailed: there is a mail. */
+struct mail_invitation {
+    const char *vendor_id, *customer_id, *actor; /* customer_id "": one of the vendor's own */
+    const char *user_id, *name, *email, *role, *secret;
+    int64_t expires_at, now_s;
+};
+enum err mail_invite(struct admin *a, struct store *s, const struct mail_invitation *i, bool *ret_mailed, struct error *reterr) MUST_USE;
+
 /* ---- templates ----------------------------------------------------------------------------------------------------------------- */
 
+#define MAIL_USER_INVITED          "user.invited"
+#define MAIL_CUSTOMER_USER_INVITED "customer_user.invited"
 struct mail_template {
     const char *event, *subject, *body;
 };
 extern const struct mail_template MAIL_DEFAULTS[]; /* ended by one without event */
 const struct mail_template *mail_default(struct str event); /* NULL: none */
 
-#define MAIL_PLACEHOLDERS 23
+#define MAIL_PLACEHOLDERS 29
 extern const char *const MAIL_PLACEHOLDER_NAMES[MAIL_PLACEHOLDERS];
 struct mail_values {
     char *value[MAIL_PLACEHOLDERS]; /* NULL: nothing */
@@ -43,6 +55,8 @@ enum err mail_values_load(struct admin *a, struct store *s, const char *vendor_i
 void mail_values_sample(struct mail_values *ret, struct str event);
 /* ERR_INVALID names the placeholder that there is not. */
 enum err mail_template_check(struct str text, struct error *reterr) MUST_USE;
+/* It names the secret of an invitation: not for a subject, which the log shows. */
+bool mail_template_invites(struct str text);
 /* A value's control characters become blanks, but for line feeds where is_body: none can end a header. */
 void mail_render(struct str text, const struct mail_values *v, bool is_body, struct strbuf *ret);
 

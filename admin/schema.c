@@ -700,7 +700,9 @@ static const char MIGRATION_9[] =
     "CREATE INDEX notices_age ON notices(noted_at);\n"
     "CREATE INDEX license_usage_over ON license_usage(until_at) WHERE until_at<>0;\n"
     "CREATE INDEX license_instances_over ON license_instances(last_seen_at) WHERE revoked_at<>0 OR kind='validate';\n"
-    "CREATE INDEX sessions_age ON sessions(created_at);\n";
+    "CREATE INDEX sessions_age ON sessions(created_at);\n"
+    /* 1: body is of keyring_seal, aad "<id>|body", and '' once the mail is over. */
+    "ALTER TABLE mails ADD COLUMN is_sealed INTEGER NOT NULL DEFAULT 0;\n";
 
 const struct store_migration SCHEMA_MIGRATIONS[] = {
     {1, MIGRATION_1}, {2, MIGRATION_2}, {3, MIGRATION_3}, {4, MIGRATION_4},

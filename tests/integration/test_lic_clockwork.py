@@ -589,6 +589,91 @@ def test_mail_goes_over_tls_or_not_at_all(tmp_path):
 # ---- crashes and long absences ----------------------------------------------------------------------------------------------
 
 
+# ---- invitations ------------------------------------------------------------------------------------------------------------
+
+
+def text(m):
+    return m.get_content().replace("\r\n", "\n")
+
+
+def sealed_bodies(w):
+    with sqlite3.connect(w.dir / "pullgate.db", timeout=20) as db:
+        rows = db.execute("SELECT recipient, status, body FROM mails WHERE is_sealed=1 ORDER BY id").fetchall()
+    db.close()
+    return rows
+
+
+def test_invitations_are_mailed(w):
+    u = w.api.post("/users", {"email": "Anna@people.example", "name": "Anna Ä", "role": "admin"})
+    assert u["secret"] and u["invitation_mailed"] is True
+    m = wait_for("the mail", lambda: w.smtp.to("anna@people.example"))[0]
+    assert u["secret"] in text(m) and u["secret"] not in m["Subject"] and "Hello Anna Ä," in text(m) and u["invitation_expires_at"] in text(m)
+    wait_for("it is over", lambda: ("anna@people.example", "sent", "") in sealed_bodies(w))
+    accept = w.admin_base + "/api/v1/invitations/accept"
+    assert requests.post(accept, json={"secret": u["secret"], "password": "a long pass phrase 17"}).status_code == 200
+    # a customer's, and once more for who lost his password
+    c = customer(w)
+    d = w.api.post(f"/customers/{c['id']}/users", {"email": "bob@people.example", "role": "customer_viewer"})
+    m = wait_for("the mail", lambda: w.smtp.to("bob@people.example"))[0]
+    assert d["secret"] in text(m) and c["name"] in text(m) and "Hello bob@people.example" in text(m) and d["invitation_mailed"]
+    again = w.api.post(f"/customers/{c['id']}/users/{d['id']}/invite", {}, 200)
+    m = wait_for("the second mail", lambda: w.smtp.to("bob@people.example")[1:])[0]
+    assert again["secret"] in text(m) and again["secret"] != d["secret"]
+    # the customer's own address is told nothing of it, and whoever looks at events, the audit or the mails sees no secret
+    assert not w.smtp.to(c["email"], "invitation")
+    seen = json.dumps([w.api.get("/events?limit=50"), w.api.get("/audit?limit=50"), w.api.get("/mails")])
+    assert [e["object_id"] for e in w.api.get("/events?event=user.invited")["items"]] == [u["id"]]
+    for secret in (u["secret"], d["secret"], again["secret"]):
+        assert secret not in seen
+    # no invitation, no mail: a password was given; a dry run
+    w.api.post("/users", {"email": "carl@people.example", "role": "viewer", "password": "a long pass phrase 18"})
+    assert "secret" not in w.api.get(f"/users/{u['id']}")
+    assert w.api("POST", f"/customers/{c['id']}/users/{d['id']}/invite?dry_run=1", {}).status_code == 200
+    assert len([m for m in w.api.get("/mails?limit=1000")["items"] if m["event"].endswith("user.invited")]) == 3
+    assert not w.smtp.to("carl@people.example")
+
+
+def test_an_invitation_waits_sealed_and_gives_way_to_a_later_one(w):
+    """The mail server is away: what waits in the store tells nobody the secret, and only the newest secret is ever sent."""
+    w.smtp.fail = ["421 not now"] * 10000
+    try:
+        first = w.api.post("/users", {"email": "dora@people.example", "role": "viewer"})
+        wait_for("an attempt", lambda: any(m["recipient"] == "dora@people.example" and m["attempts"] for m in w.api.get("/mails")["items"]))
+        body = [b for r, s, b in sealed_bodies(w) if r == "dora@people.example"][0]
+        assert body and first["secret"] not in body and "invited" not in body
+        second = w.api.post(f"/users/{first['id']}/invite", {}, 200)
+    finally:
+        w.smtp.fail = []
+    m = wait_for("the mail", lambda: w.smtp.to("dora@people.example"), 30)
+    assert second["secret"] in text(m[0]) and len(m) == 1
+    log = {m["status"]: m["error"] for m in w.api.get("/mails")["items"] if m["recipient"] == "dora@people.example"}
+    assert log == {"sent": "", "failed": "another invitation took its place"} or "sent" not in log
+    assert not any(b for r, s, b in sealed_bodies(w) if s != "pending")
+
+
+def test_the_invitations_template_is_edited(w):
+    put = {"subject": "Welcome, {{user.role}} {{user.name}}", "body": "{{invitation.secret}} until {{invitation.expires_at}} at {{vendor.name}}", "enabled": True}
+    admin, _ = token(w, "admin")
+    problem(admin("PUT", "/mail-templates/user.invited", put), 403, "rights_exceeded")
+    problem(admin("DELETE", "/mail-templates/user.invited"), 403, "rights_exceeded")
+    problem(w.api("PUT", "/mail-templates/user.invited", {**put, "subject": "{{ invitation.secret }}"}), 400, "unknown_placeholder", "subject")
+    assert admin("PUT", "/mail-templates/customer_user.invited", put).status_code == 200
+    w.api("PUT", "/mail-templates/user.invited", put, 200)
+    try:
+        assert "pgi_" in w.api("POST", "/mail-templates/user.invited/preview", {}, 200).json()["body"]
+        # what somebody is called ends no line of the head, and stands for nothing else
+        u = w.api.post("/users", {"email": "eve@people.example", "name": "Eve {{invitation.secret}}", "role": "viewer"})
+        m = wait_for("the mail", lambda: w.smtp.to("eve@people.example"))[0]
+        assert m["Subject"] == "Welcome, viewer Eve {{invitation.secret}}" and text(m).startswith(u["secret"] + " until ")
+        w.api("PUT", "/mail-templates/user.invited", {**put, "enabled": False}, 200)
+        u = w.api.post("/users", {"email": "fred@people.example", "role": "viewer"})
+        assert u["secret"] and u["invitation_mailed"] is False
+    finally:
+        w.api("DELETE", "/mail-templates/user.invited")
+        w.api("DELETE", "/mail-templates/customer_user.invited")
+    assert not w.smtp.to("fred@people.example")
+
+
 def test_exactly_once_over_kills_and_a_month_down():
     """Licenses whose time comes while the daemon is killed over and over; then under a clock that is a month on."""
     with admin_stack(admin={**FAST, "job_interval": "50ms"}) as s:
