@@ -114,6 +114,9 @@ struct api {
     const char *code;
     struct jv *problem; /* further members of the problem document, or NULL */
 
+    /* With a refusal: what the handler wrote is kept, a report of it and nothing else. */
+    bool keeps_refusal;
+
     /* ?dry_run=1: what is written is taken back after the answer (http.c); effect.c keeps here what could be pulled before */
     bool is_dry_run;
     struct effect *effect;

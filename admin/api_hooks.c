@@ -12,6 +12,8 @@
  *                                               grace_days from the stamp; then the clock suspends it with the reason "payment"
  *                       else                    nothing but the record
  *
+ * An amount or currency that is told and is not the order's is refused, with an event; an order without a price has none to compare.
+ *
  * The same event of the same transaction is taken once: another time it is answered 200 and changes nothing. So is a failure of a
  * transaction that has succeeded, which comes late. Whoever cannot sign learns nothing of orders: an unknown number, a vendor without a
  * secret and a wrong signature are one answer. */
@@ -19,7 +21,9 @@
 #include <string.h>
 
 #include "api_routes.h"
+#include "eventlog.h"
 #include "licenses.h"
+#include "money.h"
 #include "orders.h"
 #include "plans.h"
 #include "pullgate/credential.h"
@@ -35,7 +39,8 @@ static const struct field PAYMENT_FIELDS[] = {
     {.name = "order_number", .type = FIELD_STRING, .flags = FIELD_REQUIRED, .max = 64},
     {.name = "event", .type = FIELD_STRING, .flags = FIELD_REQUIRED, .one_of = "payment_succeeded|payment_failed"},
     {.name = "transaction_id", .type = FIELD_STRING, .flags = FIELD_REQUIRED},
-    {.name = "amount", .type = FIELD_STRING, .flags = FIELD_EMPTY, .max = 40, .about = "kept, not compared"},
+    {.name = "amount", .type = FIELD_STRING, .flags = FIELD_EMPTY, .max = 40, .about = "decimal; where it is given, it is the order's total"},
+    {.name = "currency", .type = FIELD_STRING, .flags = FIELD_EMPTY, .max = 40, .about = "where it is given, it is the order's"},
     {.name = "reason", .type = FIELD_STRING, .flags = FIELD_EMPTY, .max = 500, .about = "of a failure"},
     {.name = "timestamp", .type = FIELD_TIME, .about = "kept out of what is decided: a delivery may come late"},
     {.name = NULL},
@@ -324,6 +329,64 @@ static enum err payment_answer(struct api *rq, const struct order *o, const char
     return err;
 }
 
+/* Told once for each transaction, however often it is tried; with an audit row. */
+static enum err mismatch_tell(struct api *rq, const struct order *o)
+{
+    struct store_stmt *st = NULL;
+    bool row = false;
+    char text[MONEY_TEXT_MAX];
+    struct str amount = jv_get_str(rq->in, "amount"), currency = jv_get_str(rq->in, "currency");
+    enum err err = store_query(rq->store, &st, &rq->error,
+                               "SELECT 1 FROM events WHERE vendor_id=? AND type='order.payment_refused' AND object_id=? AND"
+                               " json_extract(data,'$.transaction_id')=? AND json_extract(data,'$.event')=?",
+                               "zzss", rq->vendor_id, o->id, jv_get_str(rq->in, "transaction_id"), jv_get_str(rq->in, "event"));
+    if (!err)
+        err = store_step(st, &row, &rq->error);
+    store_done(&st);
+    if (err || row)
+        return err;
+    struct jv *data = jv_object();
+    jv_set_c(data, "order_number", o->number);
+    jv_set_str(data, "transaction_id", jv_get_str(rq->in, "transaction_id"));
+    jv_set_str(data, "event", jv_get_str(rq->in, "event"));
+    jv_set_str(data, "amount", amount.p ? amount : S(""));
+    jv_set_str(data, "currency", currency.p ? currency : S(""));
+    jv_set_c(data, "total", money_text(o->total, money_digits(str_c(o->currency)), text));
+    jv_set_c(data, "order_currency", o->currency);
+    const struct event_record e = {.vendor_id = rq->vendor_id,
+                                   .type = "order.payment_refused",
+                                   .actor = rq->actor,
+                                   .customer_id = o->customer_id,
+                                   .license_id = o->license_id,
+                                   .object_id = o->id,
+                                   .data = data};
+    err = eventlog_put(rq->store, &e, &rq->error);
+    jv_free(data);
+    api_audit_object(rq, o->id);
+    return err ? err : api_audit(rq, rq->route->action, "payment_mismatch");
+}
+
+/* Money of another amount or kind pays nothing of this order. */
+static enum err payment_check_amount(struct api *rq, const struct order *o)
+{
+    struct str amount = jv_get_str(rq->in, "amount"), currency = jv_get_str(rq->in, "currency");
+    int digits = money_digits(str_c(o->currency));
+    int64_t minor = 0;
+    char text[MONEY_TEXT_MAX];
+    if (digits < 0)
+        return ERR_OK;
+    bool is_kind = !currency.n || str_eq_c(currency, o->currency);
+    bool is_sum = !amount.n || (money_parse(amount, digits, &minor, NULL) == ERR_OK && minor == o->total);
+    if (is_kind && is_sum)
+        return ERR_OK;
+    enum err err = mismatch_tell(rq, o);
+    if (err)
+        return err;
+    rq->keeps_refusal = true;
+    const char *field = is_kind ? "amount" : "currency";
+    return api_fail(rq, ERR_CONFLICT, "payment_mismatch", field, "%s: the order's total is %s %s", field, money_text(o->total, digits, text), o->currency);
+}
+
 static enum err payment_take(struct api *rq, const struct order *o)
 {
     struct str event = jv_get_str(rq->in, "event");
@@ -333,6 +396,8 @@ static enum err payment_take(struct api *rq, const struct order *o)
     enum err err = payment_seen(rq, o, jv_get_str(rq->in, "transaction_id"), event, &is_seen);
     if (!err && is_seen)
         return payment_answer(rq, o, "ignored", true);
+    if (!err)
+        err = payment_check_amount(rq, o);
     if (!err)
         err = licenses_shown(rq, str_c(o->license_id), &license);
     if (!err)

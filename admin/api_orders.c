@@ -217,6 +217,7 @@ enum err order_load(struct api *rq, struct str id, struct order *ret, struct jv 
         text_of(o.plan_id, sizeof o.plan_id, store_col_str(st, 4));
         text_of(o.license_id, sizeof o.license_id, store_col_str(st, 5));
         text_of(o.period, sizeof o.period, store_col_str(st, 9));
+        text_of(o.currency, sizeof o.currency, store_col_str(st, 11));
         text_of(o.coupon_code, sizeof o.coupon_code, store_col_str(st, 14));
         text_of(o.free_period, sizeof o.free_period, store_col_str(st, 15));
         v = order_print(st);

@@ -589,6 +589,17 @@ static enum err exchange_write(struct exchange *ex)
             goto out;
     }
     err = rq->route->run(rq);
+    if (err && rq->keeps_refusal && !rq->is_dry_run) {
+        struct error error = {0};
+        enum err kept = store_commit(rq->store, &error);
+        if (kept) {
+            rq->error = error;
+            rq->code = NULL;
+            err = kept;
+        } else {
+            db_committed(rq->admin->writer);
+        }
+    }
     if (err)
         goto out;
     exchange_answer(ex);

@@ -75,6 +75,7 @@ const struct problem PROBLEMS[] = {
     {409, "offered_already", "the license is offered already"},
     {409, "order_not_pending", "the order was decided before"},
     {409, "other_customer", "it is another customer's"},
+    {409, "payment_mismatch", "the amount or currency is not that of the order's total; nothing was changed"},
     {409, "plan_not_applicable", "the plan is not for this license"},
     {409, "repository_in_use", "grants name it"},
     {409, "single_grant", "the grant names one version; remove the grant"},

@@ -301,3 +301,35 @@ def test_lic_4_8_what_is_exported_is_imported_with_its_origins(s, cus):
     row = {**json.loads(out.splitlines()[0]), "id": "", "name": "Copy"}
     copy = s.api.get("/licenses/" + bring(s, [row])["lines"][0]["id"])
     assert origins(copy) == origins(lic) == [("hand", "exact", "2.0.0"), ("plan", "range", "^1")]
+
+
+# ---- payments ----------------------------------------------------------------------------------------------------------------
+
+
+def test_lic_0_20_a_payment_of_another_amount_is_refused(s, cus, secret):
+    c, auth = cus
+    o = order(s, c, plan(s, grace_days=0, price={"amount": "5.00", "currency": "EUR"}), instances=2)
+    before = s.api.get(f"/orders/{o['id']}"), lic_of(s, o)
+    body = {"order_number": o["number"], "event": "payment_succeeded", "transaction_id": "t1"}
+    for kw, field in (({"amount": "9.99"}, "amount"), ({"amount": "10.01", "currency": "EUR"}, "amount"), ({"amount": "ten"}, "amount"), ({"amount": "10.001"}, "amount"), ({"amount": "-10"}, "amount"),
+                      ({"amount": "10.00", "currency": "USD"}, "currency"), ({"currency": "USD"}, "currency"), ({"amount": "10", "event": "payment_failed", "currency": "usd"}, "currency")):
+        for _ in range(2):
+            problem(hook(s, secret, {**body, **kw, "transaction_id": json.dumps(kw)}), 409, "payment_mismatch", field)
+    assert (s.api.get(f"/orders/{o['id']}"), lic_of(s, o)) == before, "nothing changes"
+    told = events(s, "order.payment_refused", o["license_id"])
+    assert len(told) == 8, "each transaction once, however often it is tried"
+    assert told[0]["object_id"] == o["id"] and told[0]["actor"] == "hook:payment" and told[0]["customer_id"] == c["id"]
+    assert told[0]["data"] == {"order_number": o["number"], "transaction_id": '{"amount": "9.99"}', "event": "payment_succeeded", "amount": "9.99", "currency": "", "total": "10.00", "order_currency": "EUR"}
+    assert [a["outcome"] for a in s.api.get("/audit?limit=100")["items"] if a["action"] == "hook.payment" and a["object"] == o["id"]] == ["payment_mismatch"] * 8
+    denied(s, auth, "1.0.0", "inactive")
+    assert paid(s, secret, o, "t1", amount="10", currency="EUR")["result"] == "activated"  # the same money, written otherwise
+    assert paid(s, secret, o, "t2", amount="10.00")["result"] == "renewed" and paid(s, secret, o, "t3", currency="EUR")["result"] == "renewed"
+    assert paid(s, secret, o, "t4", amount="")["result"] == "renewed"
+    problem(hook(s, secret, {**body, "transaction_id": "t5", "amount": "0.01", "event": "payment_failed"}), 409, "payment_mismatch")
+    assert lic_of(s, o)["status"] == "active" and lic_of(s, o)["payment_failed_at"] is None
+    free = order(s, c, plan(s))  # without a price there is no total to differ from
+    assert paid(s, secret, free, amount="12.00", currency="CHF")["result"] == "activated"
+    yen = order(s, c, plan(s, price={"amount": "1990", "currency": "JPY"}))
+    problem(hook(s, secret, {**body, "order_number": yen["number"], "amount": "1990.00"}), 409, "payment_mismatch", "amount")
+    assert paid(s, secret, yen, amount="1990", currency="JPY")["result"] == "activated"
+    assert s.api.get("/audit/verification")["ok"] is True
