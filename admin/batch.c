@@ -8,6 +8,7 @@
 #include "http.h"
 #include "pullgate/mem.h"
 #include "roles.h"
+#include "room.h"
 
 /* What a line left behind in the request is not the next one's. */
 static void line_forget(struct api *rq)
@@ -133,7 +134,9 @@ enum err batch_run(struct batch *b)
          * fails all anew, each by itself. */
         struct part p = {.b = b, .from = at, .to = at + per < b->n ? at + per : b->n, .is_hopeful = true};
         struct error error = {0};
-        enum err err = db_run(b->rq->admin->writer, DB_TRANSACTION, part_run, &p, &error);
+        enum err err = b->is_dry ? ERR_OK : room_check(b->rq->admin, &error);
+        if (!err)
+            err = db_run(b->rq->admin->writer, DB_TRANSACTION, part_run, &p, &error);
         if (err == ERR_CANCELED && p.is_dashed) {
             for (size_t i = p.from; i < p.to; i++)
                 b->untold(b->ctx, i);

@@ -25,6 +25,7 @@
 #include "pullgate/projection.h"
 #include "pullgate/seal.h"
 #include "pullgate/store.h"
+#include "room.h"
 #include "tags.h"
 #include "usage.h"
 
@@ -387,7 +388,9 @@ static enum err events_round(struct events *ev, bool old, struct batch *b, size_
     state_add(ev, b, b->n_ids);
     if (b->n) {
         struct error err = {0};
-        e = db_run(ev->admin->writer, DB_TRANSACTION, batch_store, b, &err);
+        e = room_check(ev->admin, &err);
+        if (!e)
+            e = db_run(ev->admin->writer, DB_TRANSACTION, batch_store, b, &err);
         if (e == ERR_UNAVAILABLE) {
             if (reterr)
                 *reterr = err;

@@ -23,6 +23,7 @@
 #include "pullgate/metrics.h"
 #include "pullgate/reload.h"
 #include "roles.h"
+#include "room.h"
 #include "sync.h"
 
 #define EXCHANGE_MAGIC      0x9e3b11adu
@@ -31,6 +32,7 @@
 #define LAST_USED_EVERY_S   60    /* a token's last use is written at most this often */
 #define METRICS_CONNECTIONS 256  /* scrapers and health checks: of their own, so that a flood of the API cannot hide it from them */
 #define RETRY_AFTER_BUSY_S  1
+#define RETRY_AFTER_FULL_S  30
 
 /* ---- the parts ------------------------------------------------------------------------------------------------------- */
 
@@ -160,7 +162,12 @@ static void exchange_problem(struct exchange *ex)
         e = ERR_INTERNAL;
     int status = rq->status >= 400 ? rq->status : err_http_status(e);
     char text[160];
-    if (!rq->code) {
+    if (!rq->code && e == ERR_UNAVAILABLE && strcmp(field, ROOM_FIELD) == 0) {
+        rq->code = "store_full";
+        detail = "the disk of the store is nearly full: nothing was changed, and no change is taken until it has room again; reading goes on";
+        field = "";
+        rq->retry_after_s = RETRY_AFTER_FULL_S;
+    } else if (!rq->code) {
         rq->code = problem_code(e);
         if (status >= 500) {
             log_error("%s %s: %s: %s", route_method_text(rq->method), rq->path, err_text(e), rq->error.text);
@@ -572,12 +579,24 @@ static enum err exchange_read(struct exchange *ex)
     return err;
 }
 
+/* What is done out of the room that store.min_free keeps: signing in, and what takes rights away. */
+static bool route_in_reserve(const struct route *r)
+{
+    static const char *const actions[] = {"session.create", "portal.session.create", "license.suspend", "license.revoke"};
+    bool is = r->method == HEAD_DELETE;
+    for (size_t i = 0; i < sizeof actions / sizeof *actions && !is; i++)
+        is = strcmp(r->action, actions[i]) == 0;
+    return is;
+}
+
 static enum err exchange_write(struct exchange *ex)
 {
     struct api *rq = &ex->rq;
     struct strbuf hash = {0};
     bool is_replayed = false, is_keyed = rq->method == HEAD_POST && rq->idempotency_key && idempotency_owner(rq) && !rq->is_dry_run;
     enum err err = is_keyed ? idempotency_check_key(rq) : ERR_OK;
+    if (!err && !rq->is_dry_run && !route_in_reserve(rq->route))
+        err = room_check(rq->admin, &rq->error);
     if (!err)
         err = store_begin(rq->store, &rq->error);
     if (err)
@@ -964,15 +983,18 @@ static void http_readyz(struct http *h, struct edge_req *req)
 {
     struct db_state writer, reader;
     struct projector_state p = {0};
+    struct room_state room;
     db_state(h->admin->writer, &writer);
     db_state(h->admin->reader, &reader);
     if (h->admin->projector)
         projector_state(h->admin->projector, &p);
+    room_state(h->admin, &room);
     bool store_ok = !writer.is_failing && !reader.is_failing;
-    bool ready = store_ok && !h->clock_is_bad && !h->draining;
+    bool ready = store_ok && !room.is_low && !h->clock_is_bad && !h->draining;
     struct jv *doc = jv_object();
     jv_set_c(doc, "status", ready ? "ready" : "not ready");
     jv_set_bool(doc, "store", store_ok);
+    jv_set_bool(doc, "store_space", !room.is_low);
     jv_set_bool(doc, "clock", !h->clock_is_bad);
     jv_set_bool(doc, "draining", h->draining);
     /* Redis away stops no edit: the outbox keeps it. It is shown, and an alarm of its own. */
@@ -999,6 +1021,8 @@ static void http_metrics(struct http *h, struct edge_req *req)
     struct events_state e = {0};
     struct sync_state s = {0};
     struct edge_stats edge = {0};
+    struct room_state room;
+    room_state(h->admin, &room);
     db_state(h->admin->writer, &w);
     db_state(h->admin->reader, &r);
     if (h->admin->projector)
@@ -1019,6 +1043,9 @@ static void http_metrics(struct http *h, struct edge_req *req)
     metric(&b, "counter", "pullgate_admin_writer_failed_total", "Jobs of the writing connection that failed", w.failed);
     metric(&b, "gauge", "pullgate_admin_reader_queued", "Jobs waiting for the reading connection", r.queued);
     metric(&b, "counter", "pullgate_admin_reader_failed_total", "Jobs of the reading connection that failed", r.failed);
+    metric(&b, "gauge", "pullgate_admin_store_free_bytes", "Free on the store's file system; 0: not known", room.free_bytes);
+    metric(&b, "gauge", "pullgate_admin_store_full", "1: less than store.min_free, changes are refused", room.is_low);
+    metric(&b, "counter", "pullgate_admin_store_full_refused_total", "Changes and reports refused for that", room.refused);
     metric(&b, "gauge", "pullgate_admin_redis_up", "1: the projector reaches Redis", p.redis_up);
     metric(&b, "gauge", "pullgate_admin_projection_in_sync", "1: Redis holds what the store says", p.in_sync);
     metric(&b, "gauge", "pullgate_admin_projection_epoch", "Newest change that stands in Redis", p.projected);

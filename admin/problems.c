@@ -105,6 +105,7 @@ const struct problem PROBLEMS[] = {
     {500, "internal_error", "a fault of ours, told in the log under the request id"},
     {502, "upstream_failed", "the private registry answered wrongly"},
     {503, "busy", "too many requests wait; try again"},
+    {503, "store_full", "the disk of the store is nearly full; nothing was changed, reading goes on"},
     {503, "unavailable", "something it needs is away; nothing was changed"},
     {0, NULL, NULL},
 };

@@ -27,6 +27,7 @@
 #include "pullgate/seal.h"
 #include "pullgate/store.h"
 #include "pullgate/upstream.h"
+#include "room.h"
 #include "tags.h"
 
 static const unsigned TICK_MS = 500;              /* due repositories are looked for this often */
@@ -813,7 +814,9 @@ static void round_finish(struct round *r)
         round_over(r);
         return;
     }
-    enum err e = db_post(s->admin->writer, DB_TRANSACTION, round_store, r, written);
+    enum err e = room_check(s->admin, NULL);
+    if (!e)
+        e = db_post(s->admin->writer, DB_TRANSACTION, round_store, r, written);
     if (e) {
         r->write_err = e;
         round_over(r);

@@ -180,7 +180,8 @@ static int64_t number_of(const char *sql, bool *ret_good)
     return n;
 }
 
-static void check_space(const char *name, const char *path, const char *what)
+/* needed: with less its daemon refuses to write there; 0: none. */
+static void check_space(const char *name, const char *path, const char *what, uint64_t needed)
 {
     struct statvfs v;
 
@@ -190,7 +191,10 @@ static void check_space(const char *name, const char *path, const char *what)
     }
     uint64_t avail = (uint64_t)v.f_bavail * v.f_frsize, total = (uint64_t)v.f_blocks * v.f_frsize;
     unsigned percent = total > 0 ? (unsigned)(avail / (total / 100 + 1)) : 0;
-    if (avail < SPACE_FAIL_BYTES || percent < SPACE_FAIL_PERCENT)
+    if (avail < needed)
+        fail(name, "make room, or move it to a larger file system", "%llu MiB free for %s in %s, less than store.min_free: the admin API answers changes with 503",
+             (unsigned long long)(avail >> 20), what, path);
+    else if (avail < SPACE_FAIL_BYTES || percent < SPACE_FAIL_PERCENT)
         fail(name, "make room, or move it to a larger file system", "%llu MiB free (%u %%) for %s in %s", (unsigned long long)(avail >> 20), percent, what, path);
     else if (percent < SPACE_WARN_PERCENT)
         warn(name, "make room, or move it to a larger file system", "%llu MiB free (%u %%) for %s in %s", (unsigned long long)(avail >> 20), percent, what, path);
@@ -263,7 +267,7 @@ static void check_store(void)
     check_store_file(path);
     char *directory = mem_strdup(path);
     *strrchr(directory, '/') = '\0';
-    check_space("store.space", directory[0] != '\0' ? directory : "/", "the store");
+    check_space("store.space", directory[0] != '\0' ? directory : "/", "the store", d.cfg->store.min_free);
     mem_free(directory);
 }
 
@@ -908,7 +912,7 @@ static void check_directory(const char *name, const char *path, const char *what
     else if (access(path, W_OK) != 0)
         fail(name, "give it to the daemons' user", "%s: %s", path, strerror(errno));
     else
-        check_space(name, path, what);
+        check_space(name, path, what, 0);
 }
 
 static void check_log(void)

@@ -182,6 +182,8 @@ static const struct key keys[] = {
     TEXT_RELOAD("mail.from", T_MAILBOX, mail.from, "", "Sender: licenses@vendor.example, or Vendor <licenses@vendor.example>. Without one no mail is sent."),
     HIDDEN("store.url", T_STORE, store.url, "sqlite:///var/lib/pullgate/pullgate.db", SECRET_URL,
            "The system of record: sqlite:///path or postgresql://…"),
+    NUMBER("store.min_free", T_SIZE, store.min_free, "64MiB", 0, 1024 * TIB,
+           "Room that is kept on the store's file system: with less the admin API answers changes with 503 until there is more; 0 no bound."),
     HIDDEN("redis.url", T_REDIS, redis.url, "redis://127.0.0.1:6379/0", SECRET_URL,
            "Redis: redis://host:port/db, rediss:// with TLS, or unix:///path?db=0."),
     TEXT("redis.username", T_STRING, redis.username, "", "Redis ACL user; empty is the default user."),

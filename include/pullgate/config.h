@@ -86,6 +86,7 @@ struct config {
     } mail;
     struct {
         char *url; /* sqlite:///var/lib/pullgate/pullgate.db */
+        uint64_t min_free; /* 64MiB on its file system: with less nothing further is written; 0: no bound */
     } store;
     struct {
         char *url;      /* redis://127.0.0.1:6379/0, redis://:password@…, unix:///run/redis.sock?db=0 */

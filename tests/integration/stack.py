@@ -266,7 +266,7 @@ def basic(user, password):
 class Stack:
     """redis + upstream + admin + proxy. upstream: a Registry, or any object with .url and .auth."""
 
-    def __init__(self, directory=None, upstream=None, proxy=None, admin=None, cache=None, limits=None, env=None, n_proxies=1, redis=None, start=True):
+    def __init__(self, directory=None, upstream=None, proxy=None, admin=None, cache=None, limits=None, env=None, n_proxies=1, redis=None, start=True, store=None):
         self.own_dir = directory is None
         self.dir = pathlib.Path(directory or tempfile.mkdtemp(prefix="pullgate-"))
         self.redis = redis or Redis(self.dir)
@@ -282,7 +282,7 @@ class Stack:
             "proxy": {"listen": ["127.0.0.1:0"], "workers": 2, "spool_path": str(self.dir / "spool"), **(proxy or {})},
             "admin": {"listen": ["127.0.0.1:0"], "bootstrap_token_file": str(self.dir / "bootstrap"), "port_file": str(self.dir / "admin.port"),
                       "sync_interval": "30s", "renew_url": "https://vendor.example/renew", **(admin or {})},
-            "store": {"url": f"sqlite://{self.dir}/pullgate.db"},
+            "store": {"url": f"sqlite://{self.dir}/pullgate.db", **(store or {})},
             "redis": {"url": self.redis.url},
             "keys": {"path": str(self.dir / "keys")},
             "cache": cache or {},

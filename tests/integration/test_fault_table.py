@@ -2,6 +2,7 @@
 a fault lasts, nothing ungranted may be served; when it is over, everything is as before."""
 import contextlib
 import errno
+import json
 import os
 import pathlib
 import random
@@ -20,6 +21,7 @@ import pytest
 import requests
 
 from admin_fixture import admin_stack
+from conftest import World
 from fault_arena import Load, ask, connect, cpu_ticks, fds, own, request, rss_kib, wait_fds
 from faultsys import FaultSys
 from scripted_upstream import Recorder, ScriptedUpstream
@@ -600,6 +602,69 @@ def test_FLT_031_disk_full_under_the_store(tmp_path):
         s.wait_status(WARM, arena.w.auth, 403)
         assert s.api.get("/audit/verification")["ok"] is True
     f.close()
+
+
+def refused_for_room(r):
+    assert r.status_code == 503 and r.json()["code"] == "store_full" and int(r.headers["Retry-After"]) > 1, r.text
+    return True
+
+
+def test_FLT_031_changes_end_before_the_disk_under_the_store_is_full(tmp_path):
+    """A file system that others fill, too: below store.min_free changes are refused, reads and pulls go on, what takes rights away and the
+    clock's work have room, reports of pulls wait; with the room that comes back everything does."""
+    d = tmp_path / "disk"
+    d.mkdir()
+    if os.geteuid() != 0 or os.system(f"mount -t tmpfs -o size=96m none {d} 2>/dev/null") != 0:
+        pytest.skip("mounting a tmpfs is not allowed here")
+    try:
+        w = World(upstream=ScriptedUpstream(), directory=d, store={"min_free": "16MiB"}, admin={"metrics_listen": ["127.0.0.1:0"]})
+        s = w.s
+        try:
+            health = "http://" + (d / "admin.port").read_text().split()[1]
+            ready = lambda: requests.get(health + "/readyz", timeout=10)
+            value = lambda name: next(float(x.split()[1]) for x in requests.get(health + "/metrics", timeout=10).text.splitlines() if x.startswith(name + " "))
+            pulls = lambda: len(s.api.get("/pulls?limit=200")["items"])
+            auth2, lic2, _ = w.customer_with("initech", [{"selector": "exact", "value": "2.0.0"}])
+            s.wait_status("/v2/shop/api/manifests/2.0.0", auth2, 200)
+            wait_for("the reports of these pulls", lambda: pulls() >= 2 and value("pullgate_admin_events_pending") == 0)
+            assert ready().json()["store_space"] is True and value("pullgate_admin_store_full") == 0
+            v = os.statvfs(d)
+            with open(d / "others", "wb") as f:
+                f.write(bytes(v.f_bavail * v.f_frsize - (8 << 20)))
+            before = pulls()
+            customer = {"slug": "late", "name": "Late", "email": "l@l.example"}
+            assert refused_for_room(s.api("POST", "/customers", customer))
+            assert refused_for_room(s.api("POST", "/licenses/bulk", {"action": "suspend", "body": {"reason": "x"}, "filter": {"q": "Globex"}, "expect_count": 1}))
+            assert ready().status_code == 503 and ready().json()["store_space"] is False
+            assert value("pullgate_admin_store_full") == 1 and value("pullgate_admin_store_full_refused_total") >= 2 and value("pullgate_admin_store_free_bytes") < 16 << 20
+            r = subprocess.run([BIN / "pullgate", "doctor", "--json", "--config", s.write_config()], capture_output=True, text=True, timeout=60 * SLOW,
+                               env={**os.environ, "ASAN_OPTIONS": "detect_leaks=0"})
+            check_ = next(c for c in json.loads(r.stdout)["checks"] if c["check"] == "store.space")
+            assert check_["status"] == "fail" and "store.min_free" in check_["text"], check_
+            assert len(s.api.get("/customers")["items"]) == 2 and s.api("POST", "/customers?dry_run=1", customer).status_code == 200
+            assert w.get("/v2/shop/api/manifests/1.1.0").status_code == 200
+            s.api.post(f"/licenses/{lic2['id']}/suspend", {"reason": "x"}, 200)  # a right that is taken away
+            s.wait_status("/v2/shop/api/manifests/2.0.0", auth2, 403)
+            wait_for("a report that waits", lambda: value("pullgate_admin_events_pending") > 0)
+            assert pulls() == before
+            (d / "others").unlink()
+            s.api.post("/customers", customer)
+            wait_for("readiness", lambda: ready().status_code == 200)
+            wait_for("the reports", lambda: pulls() > before)
+            s.config["store"]["min_free"] = "1TiB"  # and it follows a reload
+            s.write_config()
+            s.admin.p.send_signal(signal.SIGHUP)
+            wait_for("the reload", lambda: s.api("PATCH", f"/licenses/{lic2['id']}", {"name": "x"}).status_code == 503)
+            s.config["store"]["min_free"] = "0"
+            s.write_config()
+            s.admin.p.send_signal(signal.SIGHUP)
+            wait_for("the reload", lambda: s.api("PATCH", f"/licenses/{lic2['id']}", {"name": "y"}).status_code == 200)
+            assert "changes are answered 503" in s.admin.text() and "changes are taken again" in s.admin.text()
+        finally:
+            s.close()
+            w.s.upstream.stop()
+    finally:
+        os.system(f"umount {d}")
 
 
 def test_FLT_033_store_locked_by_another(arena):
