@@ -17,7 +17,8 @@ from endure import SEED, SLOW, Load, Plan, Process, main, raw, req, say, size, s
 from conftest import World
 from stack import basic, make_ca, wait_for
 
-GROWTH_KIB = 128  # a 100,000 requests, in the second half of a long run
+WARM = 200_000    # requests until every table and buffer is as large as this load makes it
+GROWTH_KIB = 64   # at most for 100,000 requests from there on; a step of the allocator is not what is looked for
 STORE_CACHE_KIB = 32 << 10  # pages that the admin daemon's writing connection keeps (lib/store.c): until there are as many, it grows with the store
 
 
@@ -176,10 +177,11 @@ def run(n=None, every=None):
         for proxy in s.proxies:
             wait_for(f"{proxy.name} to close its clients' connections", lambda: clients_of(proxy) == 0, 10)
         figures["client_connections_left"] = 0
-        if n >= 200_000 and SLOW == 1:
+        if SLOW == 1:
             for key, rows in (("plain_rss", series), ("tls_rss", series), ("admin_rss", kept)):
-                last = [(r["done"] / 1e5, r[key]) for r in rows[len(rows) // 2:]]
-                assert len(last) < 5 or slope(last) < GROWTH_KIB, f"{key} grows by {slope(last):.0f} KiB a 100,000 requests in the second half"
+                points = [(r["done"] / 1e5, r[key]) for r in rows if r["done"] >= WARM]
+                if len(points) > 1 and points[-1][0] - points[0][0] >= 2:
+                    assert slope(points) < GROWTH_KIB, f"{key} grows by {slope(points):.0f} KiB a 100,000 requests"
         return figures
     finally:
         stop.set()

@@ -18,6 +18,7 @@ import kills  # noqa: E402
 import mixed  # noqa: E402
 import reloads  # noqa: E402
 import revocations  # noqa: E402
+import strangers  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")
 
@@ -29,6 +30,11 @@ def small(name, release, dev):
 def test_mixed_requests_leave_memory_and_descriptors_flat():
     figures = mixed.run(small("mixed", 20_000, 2_000))
     assert figures["requests"] >= small("mixed", 20_000, 2_000) and figures["left_in_mid_blob"] > 0
+
+
+def test_names_that_nobody_has_are_answered_and_forgotten():
+    n = small("strangers", 8_000, 1_600)
+    assert strangers.run(n)["repositories"] > n // 3
 
 
 def test_reloads_under_load_fail_no_request():
