@@ -129,6 +129,7 @@ struct api {
     /* audit, set by a handler that changes something */
     char *audit_object;
     struct jv *before, *after; /* without secrets; owned by rq */
+    bool is_begun;             /* a part of what works in several transactions is kept */
     bool poke_sync;            /* after the commit: the sync should look soon */
 
     uint64_t again_ms; /* a GET that found nothing: for so long it may be asked again before it is answered */

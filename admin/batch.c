@@ -147,6 +147,7 @@ enum err batch_run(struct batch *b)
             b->is_kept = false;
             continue;
         }
+        b->rq->is_begun |= !err;
         if (err) {
             b->rq->error = error;
             return err;

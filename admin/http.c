@@ -36,8 +36,17 @@
 
 /* ---- the parts ------------------------------------------------------------------------------------------------------- */
 
+/* Bodies above limits.admin_body_size that are read or worked on: four in all, one of a vendor. A place's number, from 1 on, is the edge's
+ * ticket, and then the exchange's. */
+#define LARGE_MAX 4
+struct large {
+    bool is_taken;
+    char vendor_id[ID_MAX + 32];
+};
+
 struct http {
     struct admin *admin;
+    struct large large[LARGE_MAX];
     struct exchange *waiting; /* for another look, see exchange_wait() */
     unsigned n_waiting;
     struct edge_shared *shared, *metrics_shared;
@@ -66,6 +75,7 @@ struct exchange {
     struct exchange *waiting; /* of http's list */
     bool has_encoding, is_portal, is_replay, is_beyond_limit;
     bool is_checked; /* by the thread that hashes */
+    int ticket;      /* of http's large; 0 none */
     char *body;
     struct strbuf answer;
     const char *answer_type;
@@ -79,8 +89,32 @@ static struct exchange *exchange_of(void *arg)
     return ex;
 }
 
+static void large_give(struct http *h, int ticket)
+{
+    if (ticket)
+        h->large[ticket - 1].is_taken = false;
+}
+
+/* 0: there is no place now. */
+static int large_take(struct http *h, const char *vendor_id)
+{
+    int free = 0;
+    for (int i = 0; i < LARGE_MAX; i++) {
+        if (!h->large[i].is_taken)
+            free = i + 1;
+        else if (strcmp(h->large[i].vendor_id, vendor_id) == 0)
+            return 0;
+    }
+    if (free) {
+        h->large[free - 1].is_taken = true;
+        snprintf(h->large[free - 1].vendor_id, sizeof h->large[free - 1].vendor_id, "%s", vendor_id);
+    }
+    return free;
+}
+
 static void exchange_free(struct exchange *ex)
 {
+    large_give(ex->http, ex->ticket);
     if (ex->body)
         mem_free_secret(ex->body, ex->rq.body.n);
     api_release(&ex->rq); /* the magic goes with it */
@@ -423,16 +457,26 @@ static bool content_type_is_good(const struct api *rq)
     return str_eq_nocase(type, S("application/json")) || str_eq_nocase(type, S("application/merge-patch+json"));
 }
 
+static enum err exchange_check_type(struct exchange *ex)
+{
+    struct api *rq = &ex->rq;
+    if (!ex->has_encoding && content_type_is_good(rq))
+        return ERR_OK;
+    enum err err = api_fail(rq, ERR_INVALID, "unsupported_media_type", NULL, "the body must be %s without a Content-Encoding",
+                            rq->route->flags & ROUTE_ROWS ? "text/csv or application/x-ndjson" : "application/json");
+    rq->status = 415;
+    return err;
+}
+
 static enum err exchange_check_body(struct exchange *ex)
 {
     struct api *rq = &ex->rq;
     if (rq->method == HEAD_GET || rq->method == HEAD_HEAD)
         return ERR_OK;
-    if (ex->has_encoding || (rq->body.n && !content_type_is_good(rq))) {
-        enum err err = api_fail(rq, ERR_INVALID, "unsupported_media_type", NULL, "the body must be %s without a Content-Encoding",
-                                rq->route->flags & ROUTE_ROWS ? "text/csv or application/x-ndjson" : "application/json");
-        rq->status = 415;
-        return err;
+    if (ex->has_encoding || rq->body.n) {
+        enum err err = exchange_check_type(ex);
+        if (err)
+            return err;
     }
     if (rq->route->flags & ROUTE_ROWS)
         return ERR_OK;
@@ -453,12 +497,11 @@ static void idempotency_hash(struct api *rq, struct strbuf *ret)
 {
     struct strbuf text = {0};
     uint8_t sum[32];
+    seal_sha256(rq->body, sum);
     sb_addf(&text, "%s\n%s\n%s\n", route_method_text(rq->method), rq->path, rq->query ? rq->query : "");
-    sb_add(&text, rq->body);
+    sb_add_hex(&text, sum, sizeof sum);
     seal_sha256(sb_str(&text), sum);
     sb_add_hex(ret, sum, sizeof sum);
-    if (text.p)
-        mem_cleanse(text.p, text.n);
     sb_free(&text);
 }
 
@@ -491,6 +534,11 @@ static enum err idempotency_look(struct exchange *ex, const char *hash, bool *re
     if (!str_eq_c(store_col_str(st, 0), hash)) { /* no secret: what a token's own two requests are told apart by */
         err = api_fail(rq, ERR_CONFLICT, "idempotency_key_reused", NULL, "this Idempotency-Key was used for another request");
         rq->status = 422;
+        goto out;
+    }
+    if (store_col_int(st, 1) == 0) { /* of a request that works in parts, see slow_reserve() */
+        err = api_fail(rq, ERR_CONFLICT, "idempotency_unfinished", NULL,
+                       "the request of this Idempotency-Key is being carried out, or was cut off: look at what it did before it is sent under another");
         goto out;
     }
     char *body = NULL;
@@ -544,6 +592,51 @@ static enum err idempotency_check_key(struct api *rq)
     return ERR_OK;
 }
 
+/* Requests of the slow thread change the store in several transactions: the key is set aside before the first, so that a repetition finds it
+ * whatever becomes of the request, and its answer takes that place after the last. */
+struct slow_key {
+    struct exchange *ex;
+    const char *hash;
+    bool is_replayed;
+    enum err err;
+};
+
+static enum err slow_reserve(struct store *s, void *arg, struct error *reterr)
+{
+    struct slow_key *k = arg;
+    struct api *rq = &k->ex->rq;
+    struct store *own = rq->store;
+    rq->store = s;
+    k->err = idempotency_look(k->ex, k->hash, &k->is_replayed);
+    rq->store = own;
+    if (k->err || k->is_replayed)
+        return ERR_OK;
+    return store_exec(s, NULL, reterr,
+                      "INSERT OR REPLACE INTO idempotency_keys (token_id, key, request_hash, status, location, etag, body_sealed, created_at) VALUES (?,?,?,0,'','','',?)",
+                      "zzzi", idempotency_owner(rq), rq->idempotency_key, k->hash, rq->now_s);
+}
+
+static enum err slow_keep(struct store *s, void *arg, struct error *reterr)
+{
+    struct slow_key *k = arg;
+    struct api *rq = &k->ex->rq;
+    struct store *own = rq->store;
+    rq->store = s;
+    enum err err = idempotency_keep(k->ex, k->hash);
+    rq->store = own;
+    if (err && reterr)
+        *reterr = rq->error;
+    return err;
+}
+
+/* Nothing was changed: the key is as good as new. */
+static enum err slow_release(struct store *s, void *arg, struct error *reterr)
+{
+    struct slow_key *k = arg;
+    return store_exec(s, NULL, reterr, "DELETE FROM idempotency_keys WHERE token_id=? AND key=? AND status=0", "zz", idempotency_owner(&k->ex->rq),
+                      k->ex->rq.idempotency_key);
+}
+
 /* ---- the run of a handler, in a database thread ------------------------------------------------------------------------ */
 
 /* The handler's result as status and text. */
@@ -564,6 +657,38 @@ static void exchange_answer(struct exchange *ex)
         ex->answer_type = NULL;
         rq->status = 204;
     }
+}
+
+static enum err exchange_slow(struct exchange *ex)
+{
+    struct api *rq = &ex->rq;
+    struct db *writer = rq->admin->writer;
+    struct strbuf hash = {0}, dry = {0};
+    struct slow_key k = {.ex = ex};
+    struct error error = {0};
+    bool is_keyed = rq->method == HEAD_POST && rq->idempotency_key && idempotency_owner(rq) && !api_query(rq, "dry_run", &dry);
+    sb_free(&dry);
+    enum err err = is_keyed ? idempotency_check_key(rq) : ERR_OK;
+    if (err)
+        return err;
+    if (is_keyed) {
+        idempotency_hash(rq, &hash);
+        k.hash = hash.p;
+        err = db_run(writer, DB_TRANSACTION, slow_reserve, &k, &rq->error);
+        err = err ? err : k.err;
+        if (err || k.is_replayed)
+            goto out;
+    }
+    err = rq->route->run(rq);
+    if (!err)
+        exchange_answer(ex);
+    if (is_keyed && !err && db_run(writer, DB_TRANSACTION, slow_keep, &k, &error))
+        log_error("idempotency: an answer could not be kept: %s", error.text); /* a repetition is told that it is unfinished */
+    else if (is_keyed && err && !rq->is_begun && db_run(writer, DB_TRANSACTION, slow_release, &k, &error))
+        log_error("idempotency: a key could not be given back: %s", error.text);
+out:
+    sb_free(&hash);
+    return err;
 }
 
 static enum err exchange_read(struct exchange *ex)
@@ -694,12 +819,8 @@ static enum err exchange_steps(struct exchange *ex)
     enum err err = ex->is_checked ? ERR_OK : exchange_checks(ex);
     if (err)
         return err;
-    if (rq->route->flags & ROUTE_SLOW) {
-        err = rq->route->run(rq);
-        if (!err)
-            exchange_answer(ex);
-        return err;
-    }
+    if (rq->route->flags & ROUTE_SLOW)
+        return exchange_slow(ex);
     err = route_writes(rq) ? exchange_write(ex) : exchange_read(ex);
     if (!err && rq->is_failed_sign_in && exchange_count_failure(ex, ERR_UNAUTHN) == ERR_TOO_MANY)
         err = ERR_TOO_MANY;
@@ -869,6 +990,53 @@ static void exchange_busy(struct exchange *ex)
     exchange_finish(ex);
 }
 
+/* ---- a body that asks ------------------------------------------------------------------------------------------------------ */
+
+/* Whose it is, and whether he may: before anything of it is read. */
+static enum err exchange_ask_run(struct store *s, void *arg, struct error *reterr)
+{
+    struct exchange *ex = exchange_of(arg);
+    ex->rq.store = s;
+    ex->err = exchange_authenticate(ex);
+    if (!ex->err)
+        ex->err = exchange_authorise(ex);
+    if (!ex->err)
+        ex->err = exchange_check_query(ex);
+    if (!ex->err)
+        ex->err = exchange_check_type(ex);
+    ex->err = exchange_count_failure(ex, ex->err);
+    if (ex->err == ERR_UNAVAILABLE && reterr)
+        *reterr = ex->rq.error;
+    return ex->err;
+}
+
+static void exchange_asked(void *arg)
+{
+    struct exchange *ex = exchange_of(arg);
+    struct edge_req *req = ex->req;
+    if (!req) {
+        exchange_free(ex);
+        return;
+    }
+    int ticket = large_take(ex->http, ex->rq.vendor_id);
+    if (!ticket) {
+        exchange_busy(ex);
+        return;
+    }
+    exchange_free(ex);
+    edge_req_take_body(req, ticket);
+}
+
+static void exchange_ask_done(void *arg, enum err err)
+{
+    struct exchange *ex = exchange_of(arg);
+    if (err && !ex->err)
+        ex->err = err;
+    if (ex->err)
+        exchange_problem(ex);
+    loop_post(ex->rq.admin->loop, ex->err ? exchange_finish : exchange_asked, ex);
+}
+
 /* ---- a GET that waits ---------------------------------------------------------------------------------------------------- */
 
 #define AGAIN_MS    250 /* between two looks */
@@ -956,6 +1124,7 @@ static struct exchange *exchange_new(struct http *h, struct edge_req *req)
     rq->signature = head_dup(head, "x-pullgate-signature");
     rq->for_vendor = head_dup(head, "x-pullgate-vendor");
     ex->has_encoding = head_get(head, "content-encoding", NULL).p != NULL;
+    ex->ticket = edge_req_ticket(req);
     struct str body = edge_req_body(req);
     if (body.n) {
         ex->body = str_dup(body);
@@ -1131,6 +1300,11 @@ static void on_request(void *ctx, struct edge_req *req)
     }
     struct exchange *ex = exchange_new(h, req);
     const struct route *r = ex->rq.route;
+    if (edge_req_is_asking(req)) {
+        if (db_post(h->admin->reader, DB_PLAIN, exchange_ask_run, ex, exchange_ask_done))
+            exchange_busy(ex);
+        return;
+    }
     bool hashes = r && r->flags & ROUTE_HASHES;
     struct db *lane = hashes                           ? h->admin->hasher
                       : r && r->flags & ROUTE_SLOW     ? h->admin->slow
@@ -1163,9 +1337,30 @@ static void on_drain(void *ctx, struct edge_req *req, void *handle)
     (void)handle;
 }
 
+/* A path whose bodies may be larger than the others', and what this one may be. */
+static size_t body_limit_of_rows(const struct http *h, const struct head *head)
+{
+    char *values[API_MAX_PARAMS] = {0};
+    unsigned allowed;
+    const struct route *r = route_find(head->method, head->path, values, &allowed);
+    for (size_t i = 0; i < API_MAX_PARAMS; i++)
+        mem_free(values[i]);
+    if (!r || !(r->flags & ROUTE_ROWS))
+        return admin_config(h->admin)->limits.admin_body_bytes;
+    size_t max = admin_config(h->admin)->limits.import_body_bytes;
+    return head->length <= max ? EDGE_BODY_ASK : max;
+}
+
+static void on_ticket(void *ctx, int ticket)
+{
+    large_give(ctx, ticket);
+}
+
 static size_t body_limit(void *ctx, const struct head *head)
 {
     struct http *h = ctx;
+    if (head->method == HEAD_POST && head->length > h->admin->cfg->limits.admin_body_bytes)
+        return body_limit_of_rows(h, head);
     switch (head->method) {
     case HEAD_POST:
     case HEAD_PUT:
@@ -1222,6 +1417,7 @@ struct http *http_new(struct admin *a)
     h->metrics_shared = edge_shared_new(METRICS_CONNECTIONS, METRICS_CONNECTIONS);
     const struct edge_handlers api = {.ctx = h,
                                       .body_limit = body_limit,
+                                      .on_ticket = on_ticket,
                                       .on_request = on_request,
                                       .on_gone = on_gone,
                                       .on_drain = on_drain,

@@ -163,7 +163,7 @@ static struct jv *parameters(const struct route *r)
     if (route_can_run_dry(r))
         jv_push(list, parameter("query", S("dry_run"), "1: the answer that the change would have (200), with Dry-Run: true; nothing is changed",
                                 false, "string"));
-    if (r->method == HEAD_POST && !(r->flags & (ROUTE_SLOW | ROUTE_READS)))
+    if (r->method == HEAD_POST && !(r->flags & ROUTE_READS))
         jv_push(list, parameter("header", S("Idempotency-Key"), "the same key and request get the same answer for a day", false, "string"));
     if (r->method == HEAD_PATCH || r->method == HEAD_DELETE || r->method == HEAD_PUT)
         jv_push(list, parameter("header", S("If-Match"), "ETag that the object must still have", false, "string"));

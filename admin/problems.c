@@ -60,6 +60,7 @@ const struct problem PROBLEMS[] = {
     {409, "file_too_large", "the license file would be too large"},
     {409, "grants_do_not_fit", "the receiving vendor's application has other repositories"},
     {409, "grants_locked", "the license's or the vendor's grants are never taken or narrowed"},
+    {409, "idempotency_unfinished", "the request under this `Idempotency-Key` is being carried out, or was cut off in the middle: look at what it did"},
     {409, "key_differs", "the license that is there has another key"},
     {409, "key_in_use", "another license has this key"},
     {409, "last_owner", "a vendor keeps one owner"},

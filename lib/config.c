@@ -211,6 +211,8 @@ static const struct key keys[] = {
     NUMBER_RESTART("limits.head_fields", T_COUNT, limits.head_fields, "64", 8, 100, "Most header fields in a request; more is 431."),
     NUMBER("limits.admin_body_size", T_SIZE, limits.admin_body_bytes, "64KiB", KIB, 16 * MIB,
            "Largest body of an admin API request; larger is 413."),
+    NUMBER("limits.import_body_size", T_SIZE, limits.import_body_bytes, "8MiB", 64 * KIB, 64 * MIB,
+           "Largest body of POST /licenses/import; what is above limits.admin_body_size is read once its sender is known, one at a time for a vendor, four in all."),
     NUMBER("limits.token_body_size", T_SIZE, limits.token_body_bytes, "8KiB", KIB, MIB, "Largest body of a token request; larger is 413."),
     NUMBER_RESTART("limits.head_deadline", T_DURATION, limits.head_deadline_ms, "10s", 100 * MS, 300 * SEC,
                    "From the first byte, or the accept, to the end of the request head; then 408."),

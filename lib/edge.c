@@ -81,6 +81,8 @@ struct edge_req {
     size_t searched;  /* bytes of in in which no end of head was found */
     size_t head_n, body_n;
     bool answered_100;
+    bool is_asking; /* handed out without its body, see EDGE_BODY_ASK */
+    int ticket;     /* of the body; 0 none */
     const char *peer;
     const uint8_t *addr;
     char peer_buf[INET6_ADDRSTRLEN]; /* when a trusted proxy named another */
@@ -678,7 +680,8 @@ static struct edge_req *req_take(struct conn *c)
     r->conn = c;
     r->handle = NULL;
     r->searched = r->head_n = r->body_n = 0;
-    r->answered_100 = false;
+    r->answered_100 = r->is_asking = false;
+    r->ticket = 0;
     r->peer = c->peer;
     r->addr = c->addr;
     return r;
@@ -686,6 +689,9 @@ static struct edge_req *req_take(struct conn *c)
 
 static void req_give(struct edge *e, struct edge_req *r)
 {
+    if (r->ticket && e->h.on_ticket)
+        e->h.on_ticket(e->h.ctx, r->ticket);
+    r->ticket = 0;
     r->magic = 0;
     r->conn = NULL;
     if (r->in.cap > REQ_BYTES_KEPT)
@@ -732,6 +738,13 @@ static void read_off(struct conn *c)
     if (c->rd_on)
         event_del(&c->rd);
     c->rd_on = false;
+}
+
+static void read_on(struct conn *c)
+{
+    if (!c->rd_on)
+        event_add(&c->rd, NULL);
+    c->rd_on = true;
 }
 
 static void write_arm(struct conn *c, bool on)
@@ -1255,6 +1268,8 @@ void edge_reply(struct edge_req *r, int status, struct str reason, struct str fi
     uint64_t n = none ? NO_LENGTH : head && length >= 0 ? (uint64_t)length : body.n;
 
     AN(c->state == BUSY);
+    if (r->is_asking) /* the body was not wanted; its rest is dropped */
+        read_on(c);
     close_decide(c);
     build_head(c, status, reason, fields, n, c->close_after, r->head.is_http10);
     if (head || none)
@@ -1444,6 +1459,19 @@ static void refuse_tls_on_plain(struct conn *c)
     conn_refused(c);
 }
 
+static void body_wait(struct conn *c)
+{
+    struct edge_req *r = c->req;
+    c->state = BODY;
+    c->deadline_ms = loop_now_ms(c->edge->loop) + c->edge->cfg->limits.body_deadline_ms;
+    if (r->head.expect_continue && !r->answered_100) {
+        r->answered_100 = true;
+        conn_send(c, S("HTTP/1.1 100 Continue\r\n\r\n"), (struct str){0}, false);
+        if (c->broken)
+            conn_cut(c);
+    }
+}
+
 /* ---- bytes in --------------------------------------------------------------------------------------------------------------- */
 
 /* The head is whole and good, c->req->head holds it. True when the request is complete and may be handed out. */
@@ -1455,6 +1483,12 @@ static bool body_begin(struct conn *c)
     if (r->head.length == 0)
         return true;
     size_t limit = e->h.body_limit ? e->h.body_limit(e->h.ctx, &r->head) : 0;
+    if (limit == EDGE_BODY_ASK) { /* what came of it already waits in c->next */
+        r->is_asking = true;
+        c->close_after = c->linger = true;
+        read_off(c);
+        return true;
+    }
     if (limit == 0 && r->head.method != HEAD_GET && r->head.method != HEAD_HEAD && r->head.length <= LEFT_BODY_MAX) {
         c->close_after = c->linger = true; /* the handler answers 405 or 404; the body is left where it is */
         r->in.n = r->head_n;
@@ -1467,14 +1501,7 @@ static bool body_begin(struct conn *c)
     r->body_n = (size_t)r->head.length;
     if (r->in.n - r->head_n >= r->body_n)
         return true;
-    c->state = BODY;
-    c->deadline_ms = loop_now_ms(e->loop) + e->cfg->limits.body_deadline_ms;
-    if (r->head.expect_continue && !r->answered_100) {
-        r->answered_100 = true;
-        conn_send(c, S("HTTP/1.1 100 Continue\r\n\r\n"), (struct str){0}, false);
-        if (c->broken)
-            conn_cut(c);
-    }
+    body_wait(c);
     return false;
 }
 
@@ -1570,6 +1597,41 @@ static void conn_advance(struct conn *c)
         }
         dispatch(c);
     }
+}
+
+bool edge_req_is_asking(const struct edge_req *r)
+{
+    return r->is_asking;
+}
+
+int edge_req_ticket(struct edge_req *r)
+{
+    int ticket = r->ticket;
+    r->ticket = 0;
+    return ticket;
+}
+
+void edge_req_take_body(struct edge_req *r, int ticket)
+{
+    struct conn *c = conn_of_req(r);
+    AN(c->state == BUSY && r->is_asking && !c->dispatching);
+    r->is_asking = false;
+    r->handle = NULL;
+    r->ticket = ticket;
+    r->body_n = (size_t)r->head.length; /* the handler has looked at it */
+    sb_reserve(&r->in, r->body_n + READ_BYTES); /* once, for what it will be */
+    sb_add(&r->in, sb_str(&c->next));
+    sb_free(&c->next);
+    c->close_after = c->linger = false;
+    c->requests--; /* counted when it is whole */
+    c->edge->stats.requests--;
+    read_on(c);
+    if (r->in.n - r->head_n < r->body_n)
+        body_wait(c);
+    else
+        c->state = BODY;
+    if (c->state == BODY)
+        conn_advance(c);
 }
 
 static void conn_feed(struct conn *c, const char *p, size_t n)

@@ -112,6 +112,7 @@ struct config {
         uint64_t head_bytes;               /* 16KiB */
         uint64_t head_fields;              /* 64 */
         uint64_t admin_body_bytes;         /* 64KiB */
+        uint64_t import_body_bytes;        /* 8MiB */
         uint64_t token_body_bytes;         /* 8KiB */
         uint64_t head_deadline_ms;         /* 10s */
         uint64_t body_deadline_ms;         /* 30s */

@@ -45,8 +45,12 @@ struct edge_handlers {
     void *ctx;
     /* How many body bytes this head may bring; 0: none. More is 413 before anything is read. Not called without a body. With 0 a
      * GET or HEAD is refused with 413, and any request above 1 GiB; other methods reach on_request with an empty body, so that they can
-     * be answered 405 or 404, and the connection closes after the answer: what follows the head is never looked at. */
+     * be answered 405 or 404, and the connection closes after the answer: what follows the head is never looked at.
+     * EDGE_BODY_ASK: the handler decides when it knows more, who asks for example: on_request comes without the body, of which nothing is
+     * read meanwhile. An answer then ends the connection; edge_req_take_body() has the body read. */
     size_t (*body_limit)(void *ctx, const struct head *h);
+    /* The request of a ticket is over, or its connection, and nobody took the ticket: see edge_req_take_body(). May be NULL. */
+    void (*on_ticket)(void *ctx, int ticket);
     void (*on_request)(void *ctx, struct edge_req *req);
     /* The client left (or was too slow) before the answer was complete. handle is edge_req_handle(). */
     void (*on_gone)(void *ctx, struct edge_req *req, void *handle, bool too_slow);
@@ -112,6 +116,14 @@ void edge_end(struct edge_req *r);   /* all bytes were written; fewer than annou
 void edge_abort(struct edge_req *r); /* never looks complete */
 /* The connection must close after this answer. (HTTP/1.0, draining, bytes that were not read and the like are seen to by the edge.) */
 void edge_req_close_after(struct edge_req *r);
+
+#define EDGE_BODY_ASK SIZE_MAX
+bool edge_req_is_asking(const struct edge_req *r);
+/* Read the body of a request that asks. The handler has nothing more to do with r: on_request comes anew with the whole of it, or never.
+ * ticket: a number above 0 that stands for what the caller set aside for it. on_request takes it over with edge_req_ticket() (0: none, or
+ * taken already), else on_ticket gives it back. */
+void edge_req_take_body(struct edge_req *r, int ticket);
+int edge_req_ticket(struct edge_req *r);
 
 struct edge_stats {
     uint64_t accepted, open, refused_limit, requests, bad_heads, slow_clients, bytes_out;
