@@ -359,12 +359,17 @@ static bool zone_offset(const unsigned char *z, size_t n, int64_t t_s, int64_t *
     return true;
 }
 
-/* A local wall time as an instant: the offset that holds at the result. In a gap the time after it, in an overlap the later. */
-static bool zone_local_to_utc(const char *zone, int64_t local_s, int64_t *ret)
+static int64_t day_of(int64_t wall_s)
+{
+    return wall_s / 86400 - (wall_s % 86400 < 0);
+}
+
+/* A local wall time as an instant: the offset that holds at the result. In an overlap the later, of a start the earlier; in a gap the time
+ * after it where that is the same day, else the one before it. */
+static bool zone_local_to_utc(const char *zone, int64_t local_s, bool is_start, int64_t *ret)
 {
     size_t n = 0;
-    int64_t off, best = 0;
-    bool found = false;
+    int64_t off, back, first = INT64_MAX, last = INT64_MIN, before = INT64_MAX, after = INT64_MIN;
 
     if (zone == NULL || zone[0] == '\0' || strcmp(zone, "UTC") == 0) {
         *ret = local_s;
@@ -375,19 +380,23 @@ static bool zone_local_to_utc(const char *zone, int64_t local_s, int64_t *ret)
         return false;
     for (int64_t probe = -86400; probe <= 86400; probe += 3600)
         if (zone_offset(z, n, local_s + probe, &off)) {
-            int64_t t = local_s - off, back;
-            if (zone_offset(z, n, t, &back) && back == off && (!found || t > best)) {
-                best = t;
-                found = true;
+            int64_t t = local_s - off;
+            before = t < before ? t : before;
+            after = t > after ? t : after;
+            if (zone_offset(z, n, t, &back) && back == off) {
+                first = t < first ? t : first;
+                last = t > last ? t : last;
             }
         }
-    if (!found && zone_offset(z, n, local_s, &off)) {
-        best = local_s - off;
-        found = true;
-    }
+    bool found = after != INT64_MIN;
+    if (last != INT64_MIN)
+        *ret = is_start ? first : last;
+    else if (found)
+        *ret = zone_offset(z, n, after, &off) && day_of(after + off) != day_of(local_s) && zone_offset(z, n, before, &back) &&
+                       day_of(before + back) == day_of(local_s)
+                   ? before
+                   : after;
     mem_free(z);
-    if (found)
-        *ret = best;
     return found;
 }
 
@@ -409,13 +418,13 @@ enum err clock_wall(int64_t t_s, const char *zone, int64_t *ret_wall_s)
 
 enum err clock_of_wall(int64_t wall_s, const char *zone, int64_t *ret_s)
 {
-    return zone_local_to_utc(zone, wall_s, ret_s) ? ERR_OK : ERR_INVALID;
+    return zone_local_to_utc(zone, wall_s, false, ret_s) ? ERR_OK : ERR_INVALID;
 }
 
 bool clock_zone_exists(const char *zone)
 {
     int64_t t;
-    return zone_local_to_utc(zone, 0, &t);
+    return zone_local_to_utc(zone, 0, false, &t);
 }
 
 static enum err parse_date_or_instant(struct str s, const char *zone, int64_t second_of_day, int64_t *ret_s, struct error *reterr)
@@ -427,7 +436,7 @@ static enum err parse_date_or_instant(struct str s, const char *zone, int64_t se
         return clock_parse_instant(s, ret_s, reterr);
     if (!parse_date(s, &at, &y, &m, &d))
         return error_set(reterr, ERR_INVALID, "not a date such as 2026-03-01, nor an RFC 3339 time");
-    if (!zone_local_to_utc(zone, days_of_civil(y, m, d) * 86400 + second_of_day, ret_s))
+    if (!zone_local_to_utc(zone, days_of_civil(y, m, d) * 86400 + second_of_day, second_of_day == 0, ret_s))
         return error_set(reterr, ERR_INVALID, "time zone %s is not known", zone);
     return ERR_OK;
 }

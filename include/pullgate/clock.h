@@ -32,7 +32,7 @@ enum err clock_parse_expiry(struct str s, const char *zone, int64_t *ret_s, stru
 enum err clock_parse_start(struct str s, const char *zone, int64_t *ret_s, struct error *reterr) MUST_USE;
 bool clock_zone_exists(const char *zone);
 /* The wall clock of a zone at an instant, as seconds since 1970-01-01T00:00 on its own calendar, and the instant of such a time: where the
- * clocks go forward the one after the gap, where they go back the later of two. ERR_INVALID: no such zone. */
+ * clocks go forward the one after the gap (before it, where only that is the same day), where they go back the later of two. ERR_INVALID: no such zone. */
 enum err clock_wall(int64_t t_s, const char *zone, int64_t *ret_wall_s) MUST_USE;
 enum err clock_of_wall(int64_t wall_s, const char *zone, int64_t *ret_s) MUST_USE;
 /* "250ms" "5s" "3m" "2h" "7d"; a bare number is refused. */

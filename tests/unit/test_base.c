@@ -100,6 +100,37 @@ static void test_instants(void **state)
     }
 }
 
+/* A day begins with its first second, also where midnight is skipped or comes twice; a time that is skipped is the one after the gap. */
+static void test_start_of_day_and_gaps(void **state)
+{
+    static const struct {
+        const char *in, *zone, *want;
+    } cases[] = {{"2026-03-01", "Europe/Berlin", "2026-02-28T23:00:00Z"},
+                 {"2025-04-25", "Africa/Cairo", "2025-04-24T22:00:00Z"},     /* 01:00 is its first */
+                 {"2025-09-07", "America/Santiago", "2025-09-07T04:00:00Z"},
+                 {"2025-10-26", "Atlantic/Azores", "2025-10-26T00:00:00Z"},  /* the first of two */
+                 {"2025-11-02", "America/Havana", "2025-11-02T04:00:00Z"}};
+    static const struct {
+        int64_t wall;
+        const char *zone, *want;
+    } walls[] = {{1774751400, "Europe/Berlin", "2026-03-29T01:30:00Z"},      /* 02:30 on 29 March 2026 */
+                 {1772937000, "America/New_York", "2026-03-08T07:30:00Z"},   /* 02:30 on 8 March 2026 */
+                 {1745541000, "Africa/Cairo", "2025-04-24T22:30:00Z"},       /* 00:30 on 25 April 2025 */
+                 {1743289200, "America/Nuuk", "2025-03-30T00:00:00Z"},       /* 23:00 on 29 March 2025: the day holds */
+                 {1792895400, "Europe/Berlin", "2026-10-25T01:30:00Z"}};        /* 02:30 on 25 October 2026: the later */
+    char buf[CLOCK_RFC3339_MAX];
+    int64_t t;
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        assert_int_equal(clock_parse_start(str_c(cases[i].in), cases[i].zone, &t, NULL), ERR_OK);
+        assert_string_equal(clock_rfc3339(t, buf), cases[i].want);
+    }
+    for (size_t i = 0; i < sizeof walls / sizeof *walls; i++) {
+        assert_int_equal(clock_of_wall(walls[i].wall, walls[i].zone, &t), ERR_OK);
+        assert_string_equal(clock_rfc3339(t, buf), walls[i].want);
+    }
+}
+
 static void test_expiry_is_end_of_day_in_zone(void **state)
 {
     static const struct {
@@ -112,6 +143,9 @@ static void test_expiry_is_end_of_day_in_zone(void **state)
                  {"2060-07-01", "Europe/Berlin", "2060-07-01T21:59:59Z"},  /* beyond the file's table: its footer */
                  {"2026-03-01", "America/New_York", "2026-03-02T04:59:59Z"},
                  {"2026-07-01", "Asia/Kolkata", "2026-07-01T18:29:59Z"},
+                 {"2025-03-29", "America/Nuuk", "2025-03-30T00:59:59Z"},  /* its last hour is skipped */
+                 {"2025-10-25", "America/Nuuk", "2025-10-26T01:59:59Z"},  /* and comes twice */
+                 {"2025-10-25", "Atlantic/Azores", "2025-10-25T23:59:59Z"},
                  {"2026-01-15", "Australia/Sydney", "2026-01-15T12:59:59Z"}};
     char buf[CLOCK_RFC3339_MAX];
     int64_t t;
@@ -220,7 +254,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_str_to_u64),      cmocka_unit_test(test_json_escaping),
         cmocka_unit_test(test_a_buffer_always_ends), cmocka_unit_test(test_json_limits),     cmocka_unit_test(test_instants),
-        cmocka_unit_test(test_expiry_is_end_of_day_in_zone), cmocka_unit_test(test_durations_and_sizes),
+        cmocka_unit_test(test_start_of_day_and_gaps), cmocka_unit_test(test_expiry_is_end_of_day_in_zone), cmocka_unit_test(test_durations_and_sizes),
         cmocka_unit_test(test_hashes_take_every_byte), cmocka_unit_test(test_held_clock_stands_still), cmocka_unit_test(test_loop),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

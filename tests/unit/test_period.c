@@ -80,7 +80,7 @@ static void test_add(void **state)
 
 /* ---- properties -------------------------------------------------------------------------------- */
 
-static const char *const ZONES[] = {"UTC", "Europe/Berlin", "America/New_York", "Asia/Tokyo", "Australia/Lord_Howe", "Pacific/Apia", "America/Santiago"};
+static const char *const ZONES[] = {"UTC", "Europe/Berlin", "America/New_York", "Asia/Tokyo", "Australia/Lord_Howe", "Pacific/Apia", "America/Santiago", "America/Nuuk", "Africa/Cairo"};
 #define N_ZONES (sizeof ZONES / sizeof *ZONES)
 
 static uint64_t seed = 88172645463325252u; /* xorshift: the same cases in every run */
