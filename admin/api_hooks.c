@@ -4,13 +4,18 @@
  *                       active, first payment   nothing: it pays the period that runs
  *                       active, later           renewed by the order's period; of a license without an end its updates_until, by the
  *                                               plan's period; without either there is nothing to renew
- *                       suspended for payment   reinstated and renewed by one period
+ *                       suspended for payment   reinstated and renewed by one period; not by the first payment, while its period runs
  *                       suspended otherwise     nothing but the record: who suspended it lifts it
- *                       revoked, deleted        nothing but the record and an event
+ *                       revoked, deleted,       nothing but the record and an event
+ *                       another vendor's,
+ *                       the order cancelled
  *                       always                  failed payments are forgotten; the order is paid
  *   payment_failed      active                  the first since the last payment is stamped, each is counted. The license stays active for
  *                                               grace_days from the stamp; then the clock suspends it with the reason "payment"
- *                       else                    nothing but the record
+ *                       else                    nothing but the record; nor of a cancelled order, nor of a failure that is older, by the
+ *                                               timestamps, than the last success
+ *
+ * A change of plan that is due comes before what a payment does, as it would if the clock had looked before.
  *
  * An amount or currency that is told and is not the order's is refused, with an event; an order without a price has none to compare.
  *
@@ -42,7 +47,7 @@ static const struct field PAYMENT_FIELDS[] = {
     {.name = "amount", .type = FIELD_STRING, .flags = FIELD_EMPTY, .max = 40, .about = "decimal; where it is given, it is the order's total"},
     {.name = "currency", .type = FIELD_STRING, .flags = FIELD_EMPTY, .max = 40, .about = "where it is given, it is the order's"},
     {.name = "reason", .type = FIELD_STRING, .flags = FIELD_EMPTY, .max = 500, .about = "of a failure"},
-    {.name = "timestamp", .type = FIELD_TIME, .about = "kept out of what is decided: a delivery may come late"},
+    {.name = "timestamp", .type = FIELD_TIME, .about = "when it happened: a failure from before the last success starts no grace"},
     {.name = NULL},
 };
 static const struct schema PAYMENT = {"Payment", PAYMENT_FIELDS};
@@ -190,10 +195,15 @@ static enum err payment_seen(struct api *rq, const struct order *o, struct str t
 static enum err payment_record(struct api *rq, const struct order *o, const char *result)
 {
     struct str amount = jv_get_str(rq->in, "amount"), reason = jv_get_str(rq->in, "reason");
+    int64_t happened_at = 0;
+    enum err err = api_time_start(rq, rq->in, "timestamp", "timestamp", &happened_at);
+    if (err)
+        return err;
     return store_exec(rq->store, NULL, &rq->error,
-                      "INSERT INTO payments (vendor_id, order_id, event, transaction_id, amount, reason, result, at) VALUES (?,?,?,?,?,?,?,?)",
-                      "zzsssszi", rq->vendor_id, o->id, jv_get_str(rq->in, "event"), jv_get_str(rq->in, "transaction_id"),
-                      amount.p ? amount : S(""), reason.p ? reason : S(""), result, rq->now_s);
+                      "INSERT INTO payments (vendor_id, order_id, event, transaction_id, amount, reason, result, at, happened_at)"
+                      " VALUES (?,?,?,?,?,?,?,?,?)",
+                      "zzsssszii", rq->vendor_id, o->id, jv_get_str(rq->in, "event"), jv_get_str(rq->in, "transaction_id"),
+                      amount.p ? amount : S(""), reason.p ? reason : S(""), result, rq->now_s, happened_at);
 }
 
 static struct jv *payment_data(struct api *rq, const struct order *o)
@@ -227,29 +237,72 @@ static enum err license_renew_by(struct api *rq, const struct order *o, const st
     return err;
 }
 
-static enum err payment_succeeded(struct api *rq, const struct order *o, const struct jv *license, const char **ret_result)
+/* A change of plan that is due, before what is paid. *ret_is_paid: it took the end away, and gave what else a payment would. */
+static enum err license_catch_up(struct api *rq, const struct order *o, struct jv **license, bool *ret_is_paid)
 {
-    struct str status = jv_get_str(license, "status");
-    bool is_first = o->paid_at == 0, has_end = jv_get_str(license, "expires_at").n > 0 || jv_get_str(license, "updates_until").n > 0;
+    bool had_end = jv_get_str(*license, "expires_at").n > 0;
+    enum err err = plans_catch_up(rq, str_c(o->license_id));
+    jv_free(*license);
+    *license = NULL;
+    if (!err)
+        err = order_license(rq, o, license);
+    *ret_is_paid = had_end && !jv_get_str(*license, "expires_at").n;
+    return err;
+}
+
+/* Does the period, or the right to updates, that the license has run still? */
+static enum err license_runs(struct api *rq, const struct jv *license, bool *ret)
+{
+    const char *name = jv_get_str(license, "expires_at").n ? "expires_at" : "updates_until";
+    int64_t end = 0;
+    enum err err = api_time_end(rq, license, name, name, &end);
+    *ret = end > rq->now_s;
+    return err;
+}
+
+static enum err payment_reinstates(struct api *rq, const struct order *o, struct jv **license, bool is_first)
+{
     struct jv *in = jv_object();
-    enum err err = ERR_OK;
+    bool is_paid = false, runs = false;
     jv_set_c(in, "reason", "payment");
+    enum err err = licenses_act(rq, str_c(o->license_id), "reinstate", in);
+    if (!err)
+        err = license_catch_up(rq, o, license, &is_paid);
+    if (!err)
+        err = license_runs(rq, *license, &runs);
+    if (!err && !is_paid && !(is_first && runs))
+        err = license_renew_by(rq, o, *license);
+    jv_free(in);
+    return err;
+}
+
+static enum err payment_renews(struct api *rq, const struct order *o, struct jv **license, const char **ret_result)
+{
+    bool is_paid = false;
+    enum err err = license_catch_up(rq, o, license, &is_paid);
+    if (err || is_paid || (!jv_get_str(*license, "expires_at").n && !jv_get_str(*license, "updates_until").n))
+        return err;
+    *ret_result = "renewed";
+    return license_renew_by(rq, o, *license);
+}
+
+static enum err payment_succeeded(struct api *rq, const struct order *o, struct jv **license, const char **ret_result)
+{
+    struct str status = jv_get_str(*license, "status");
+    bool is_first = o->paid_at == 0;
+    enum err err = ERR_OK;
     *ret_result = "recorded";
-    if (strcmp(o->status, "cancelled") == 0 || str_eq(status, S("revoked")) || jv_get_str(license, "archived_at").n) {
+    if (!*license || strcmp(o->status, "cancelled") == 0 || str_eq(status, S("revoked")) || jv_get_str(*license, "archived_at").n) {
         *ret_result = "ignored";
     } else if (str_eq(status, S("inactive"))) {
         *ret_result = o->manual_validation ? "awaiting_approval" : "activated";
         err = o->manual_validation ? ERR_OK : order_begin(rq, o, S("payment"));
-    } else if (str_eq(status, S("suspended")) && str_eq(jv_get_str(license, "status_reason"), S("payment"))) {
+    } else if (str_eq(status, S("suspended")) && str_eq(jv_get_str(*license, "status_reason"), S("payment"))) {
         *ret_result = "reinstated";
-        err = licenses_act(rq, str_c(o->license_id), "reinstate", in);
-        if (!err)
-            err = license_renew_by(rq, o, license);
-    } else if (str_eq(status, S("active")) && !is_first && has_end) {
-        *ret_result = "renewed";
-        err = license_renew_by(rq, o, license);
+        err = payment_reinstates(rq, o, license, is_first);
+    } else if (str_eq(status, S("active")) && !is_first) {
+        err = payment_renews(rq, o, license, ret_result);
     }
-    jv_free(in);
     if (err || strcmp(*ret_result, "ignored") == 0)
         return err;
     return store_exec(rq->store, NULL, &rq->error,
@@ -257,12 +310,30 @@ static enum err payment_succeeded(struct api *rq, const struct order *o, const s
                       jv_get_str(rq->in, "transaction_id"), o->license_id, rq->vendor_id);
 }
 
+/* Did it happen before the last success? Known only where its time is told. */
+static enum err failure_is_late(struct api *rq, const struct order *o, bool *ret)
+{
+    int64_t happened_at = 0, paid_at = 0;
+    *ret = false;
+    enum err err = api_time_start(rq, rq->in, "timestamp", "timestamp", &happened_at);
+    if (!err && happened_at)
+        err = api_number(rq,
+                         "SELECT MAX(CASE happened_at WHEN 0 THEN at ELSE happened_at END) FROM payments WHERE order_id=? AND"
+                         " event='payment_succeeded'",
+                         str_c(o->id), &paid_at);
+    *ret = !err && happened_at && happened_at < paid_at;
+    return err;
+}
+
 static enum err payment_failed(struct api *rq, const struct order *o, const struct jv *license, const char **ret_result)
 {
-    bool counts = str_eq(jv_get_str(license, "status"), S("active")) && !jv_get_str(license, "archived_at").n;
+    bool is_late = false;
+    enum err err = failure_is_late(rq, o, &is_late);
+    bool counts = !is_late && strcmp(o->status, "cancelled") != 0 && str_eq(jv_get_str(license, "status"), S("active")) &&
+                  !jv_get_str(license, "archived_at").n;
     *ret_result = counts ? "grace" : "recorded";
-    if (!counts)
-        return ERR_OK;
+    if (err || !counts)
+        return err;
     return store_exec(rq->store, NULL, &rq->error,
                       "UPDATE licenses SET payment_failed_at=CASE WHEN payment_failed_at=0 THEN ? ELSE payment_failed_at END,"
                       " payment_retries=payment_retries+1 WHERE id=? AND vendor_id=?",
@@ -303,7 +374,7 @@ static enum err payment_answer(struct api *rq, const struct order *o, const char
     struct jv *license = NULL;
     enum err err = order_load(rq, str_c(o->id), &now, NULL);
     if (!err)
-        err = licenses_shown(rq, str_c(o->license_id), &license);
+        err = order_license(rq, o, &license);
     jv_free(rq->out);
     jv_free(rq->before);
     jv_free(rq->after);
@@ -313,7 +384,7 @@ static enum err payment_answer(struct api *rq, const struct order *o, const char
         rq->out = jv_object();
         jv_set_c(rq->out, "order_number", o->number);
         jv_set_c(rq->out, "order_status", now.status);
-        jv_set_str(rq->out, "license_status", jv_get_str(license, "status"));
+        jv_set_c(rq->out, "license_status", jv_get_c(license, "status", ""));
         jv_set_c(rq->out, "result", result);
         jv_set_bool(rq->out, "replayed", is_replayed);
     }
@@ -399,9 +470,10 @@ static enum err payment_take(struct api *rq, const struct order *o)
     if (!err)
         err = payment_check_amount(rq, o);
     if (!err)
-        err = licenses_shown(rq, str_c(o->license_id), &license);
+        err = order_license(rq, o, &license);
+    bool is_gone = !license;
     if (!err)
-        err = is_success ? payment_succeeded(rq, o, license, &result) : payment_failed(rq, o, license, &result);
+        err = is_success ? payment_succeeded(rq, o, &license, &result) : payment_failed(rq, o, license, &result);
     if (!err)
         err = payment_record(rq, o, result);
     if (!err && is_success)
@@ -411,9 +483,12 @@ static enum err payment_take(struct api *rq, const struct order *o)
         jv_set_c(data, "result", result);
         err = is_success ? ERR_OK : add_grace(rq, o, data);
     }
+    const char *type = is_success ? "license.payment_succeeded" : "license.payment_failed";
+    const struct event_record e = {
+        .vendor_id = rq->vendor_id, .type = type, .actor = rq->actor, .customer_id = o->customer_id, .object_id = o->id, .data = data};
     if (!err) /* also when nothing of the license changed: its history shows every payment */
-        err = licenses_changed(rq, str_c(o->license_id), is_success ? "license.payment_succeeded" : "license.payment_failed",
-                               jv_get_str(rq->in, "reason"), data);
+        err = is_gone ? eventlog_put(rq->store, &e, &rq->error)
+                      : licenses_changed(rq, str_c(o->license_id), type, jv_get_str(rq->in, "reason"), data);
     if (!err)
         err = payment_answer(rq, o, result, false);
     jv_free(license);

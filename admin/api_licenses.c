@@ -370,7 +370,7 @@ static enum err terms_begin(struct api *rq, struct license_row *r)
     struct period p;
     int anchor = 0;
     int64_t base = r->starts_at > rq->now_s ? r->starts_at : rq->now_s;
-    bool is_subscription = strcmp(r->type, "subscription") == 0 || r->auto_renew;
+    bool is_subscription = strcmp(r->type, "subscription") == 0 || r->auto_renew || (r->is_ordered && strcmp(r->type, "perpetual") != 0);
     if (r->expires_at)
         return ERR_OK;
     if (r->trial_days && !r->trial_started_at) {
@@ -505,10 +505,13 @@ static enum err license_update_as(struct api *rq, enum lifecycle_action action, 
 {
     struct license_row r = {0};
     enum err err = license_for_action(rq, action, &r);
+    int64_t had_end = r.expires_at;
     if (!err)
         err = terms_read(rq, &r);
     if (!err)
         err = terms_write(rq, &r, false);
+    if (!err && had_end && r.expires_at && r.expires_at != had_end)
+        err = plans_move_scheduled(rq, str_c(r.id), had_end, r.expires_at);
     if (!err && jv_type(grants) == JV_ARRAY) {
         err = grants_exchange(rq, &r, jv_get(rq->before, "grants"), grants, jv_get_bool(rq->in, "keep_grants", true));
         if (!err)
@@ -537,6 +540,8 @@ static enum err license_delete(struct api *rq)
     if (!err)
         err = store_exec(rq->store, NULL, &rq->error, "UPDATE licenses SET archived_at=?, updated_at=?, rev=rev+1 WHERE id=?", "iiz",
                          rq->now_s, rq->now_s, r.id);
+    if (!err)
+        err = plans_drop_scheduled(rq, str_c(r.id), "the license was deleted");
     if (!err)
         err = outbox_put_kind(rq->store, 'k', str_c(r.key_hash), false, &rq->error);
     if (!err)
@@ -613,6 +618,8 @@ static enum err license_set_status(struct api *rq, enum lifecycle_action a, enum
         err = store_exec(rq->store, NULL, &rq->error, "UPDATE licenses SET payment_failed_at=0, payment_retries=0 WHERE id=?", "z", r.id);
     if (!err && a == LIFECYCLE_REVOKE)
         err = store_exec(rq->store, NULL, &rq->error, "UPDATE licenses SET revoked_at=? WHERE id=?", "iz", rq->now_s, r.id);
+    if (!err && a == LIFECYCLE_REVOKE)
+        err = plans_drop_scheduled(rq, str_c(r.id), "the license was revoked");
     if (!err) /* the reason belongs to the state; a license that is in force has none */
         err = store_exec(rq->store, NULL, &rq->error, "UPDATE licenses SET status=?, status_reason=?, updated_at=?, rev=rev+1 WHERE id=?",
                          "zsiz", license_status_text(to), to != LICENSE_ACTIVE && reason.p ? reason : S(""), rq->now_s, r.id);
@@ -642,17 +649,21 @@ static enum err license_revoke(struct api *rq)
     return license_set_status(rq, LIFECYCLE_REVOKE, LICENSE_REVOKED);
 }
 
-/* Writes the end that an action found. What the right to updates ended with, it ends with still. */
+/* Writes the end that an action found. What the right to updates ended with, it ends with still; a renewal is for what is paid, so that a
+ * failed payment is forgotten. A change that waits for the end of a period waits for the end of an extended one. */
 static enum err license_set_expiry(struct api *rq, enum lifecycle_action a, struct license_row *r, int64_t expires_at, int anchor)
 {
     if (r->updates_until && r->updates_until == r->expires_at)
         r->updates_until = expires_at;
+    int64_t had_end = r->expires_at;
     r->expires_at = expires_at;
     enum err err = check_window(rq, r);
     if (!err)
         err = store_exec(rq->store, NULL, &rq->error,
                          "UPDATE licenses SET expires_at=?, anchor_day=?, updates_until=?, updated_at=?, rev=rev+1 WHERE id=?", "iiiiz",
                          expires_at, (int64_t)anchor, r->updates_until, rq->now_s, r->id);
+    if (!err && a == LIFECYCLE_EXTEND)
+        err = plans_move_scheduled(rq, str_c(r->id), had_end, expires_at);
     return err ? err : finish_action(rq, r, a, r->status);
 }
 
@@ -697,7 +708,11 @@ static enum err license_renew(struct api *rq)
     int64_t expires_at = 0;
     int anchor = 0;
     struct strbuf period = {0};
-    enum err err = license_for_action(rq, LIFECYCLE_RENEW, &r);
+    enum err err = plans_catch_up(rq, rq->params[0]);
+    if (!err)
+        err = license_for_action(rq, LIFECYCLE_RENEW, &r);
+    if (!err)
+        err = store_exec(rq->store, NULL, &rq->error, "UPDATE licenses SET payment_failed_at=0, payment_retries=0 WHERE id=?", "z", r.id);
     if (err)
         goto out;
     int64_t end = r.expires_at ? r.expires_at : r.updates_until;

@@ -237,6 +237,20 @@ enum err order_load(struct api *rq, struct str id, struct order *ret, struct jv 
     return err;
 }
 
+enum err order_license(struct api *rq, const struct order *o, struct jv **ret)
+{
+    struct jv *license = NULL;
+    enum err err = licenses_shown(rq, str_c(o->license_id), &license);
+    if (err == ERR_NOT_FOUND) {
+        rq->code = NULL;
+        rq->error = (struct error){0};
+        err = ERR_OK;
+    }
+    if (!err)
+        *ret = license;
+    return err;
+}
+
 enum err order_answer(struct api *rq, struct str id)
 {
     struct order o = {.total = 0};
@@ -696,10 +710,10 @@ static enum err order_cancel(struct api *rq)
     if (!err && strcmp(o.status, "cancelled") == 0)
         err = api_fail(rq, ERR_CONFLICT, "order_not_pending", NULL, "the order is cancelled");
     if (!err)
-        err = licenses_shown(rq, str_c(o.license_id), &license);
+        err = order_license(rq, &o, &license);
     jv_set_c(in, "reason", "order_cancelled");
-    bool came_to_nothing = license && str_eq(jv_get_str(license, "status"), S("inactive"));
-    if (!err && came_to_nothing && !jv_get_str(license, "archived_at").n)
+    bool came_to_nothing = license && !jv_get_str(license, "activated_at").n;
+    if (!err && came_to_nothing && str_eq(jv_get_str(license, "status"), S("inactive")) && !jv_get_str(license, "archived_at").n)
         err = licenses_act(rq, str_c(o.license_id), "revoke", in);
     if (!err && came_to_nothing)
         err = coupon_give_back(rq, str_c(o.id));

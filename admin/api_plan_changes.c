@@ -12,8 +12,8 @@
  * hand, by a coupon or an import stays, and where grants are locked all of them do. Limits and features are the plan's, but for members that
  * were changed since the license was made of its plan, and counts that were ordered. From one perpetual plan to another updates_until moves
  * forward only. What the customer pays for the difference is nothing that is known here. A change at the next period applies at the end that
- * the license has when it is asked for, before it renews: the renewal is by the other plan's period. A further change takes the place of one
- * that waits. */
+ * the license has when it is asked for, and moves with that when it is extended; before it renews: the renewal is by the other plan's period.
+ * A further change takes the place of one that waits. */
 #include <stdio.h>
 #include <string.h>
 
@@ -442,6 +442,40 @@ out:
     sb_free(&plan_id);
     sb_free(&reason);
     mem_free(id);
+    return err;
+}
+
+enum err plans_catch_up(struct api *rq, struct str license_id)
+{
+    char *id = str_dup(license_id);
+    jv_free(rq->before);
+    jv_free(rq->after);
+    rq->before = rq->after = NULL;
+    enum err err = plans_apply_scheduled(rq, str_c(id));
+    if (!err && rq->after) {
+        api_audit_object(rq, id);
+        err = api_audit(rq, "license.change_plan", "ok");
+    }
+    jv_free(rq->out);
+    jv_free(rq->before);
+    jv_free(rq->after);
+    rq->out = rq->before = rq->after = NULL;
+    mem_free(id);
+    return err;
+}
+
+enum err plans_drop_scheduled(struct api *rq, struct str license_id, const char *why)
+{
+    return pending_end(rq, license_id, "cancelled", why);
+}
+
+enum err plans_move_scheduled(struct api *rq, struct str license_id, int64_t from, int64_t to)
+{
+    enum err err = store_exec(rq->store, NULL, &rq->error, "UPDATE scheduled_changes SET at=? WHERE license_id=? AND status='pending' AND at=?", "isi", to,
+                              license_id, from);
+    if (!err)
+        err = store_exec(rq->store, NULL, &rq->error, "UPDATE licenses SET change_at=? WHERE id=? AND vendor_id=? AND change_at=?", "iszi", to,
+                         license_id, rq->vendor_id, from);
     return err;
 }
 

@@ -543,7 +543,10 @@ static bool is_type(const struct jv *plan, const char *type)
     return str_eq_c(jv_get_str(plan, "type"), type);
 }
 
-/* A deleted trial counts too, and one that became another plan's: else either would give a further one. */
+/* A deleted trial counts too, one that became another plan's, and one that the customer gave away: else each would give a further one. One
+ * that ended before it ever was active was none. */
+#define WAS_TRIAL "(l.type='trial' OR l.trial_started_at<>0) AND NOT (l.activated_at=0 AND (l.status='revoked' OR l.archived_at<>0))"
+
 static enum err trial_check_cap(struct api *rq, const struct jv *plan, struct str customer_id)
 {
     struct store_stmt *st = NULL;
@@ -552,8 +555,10 @@ static enum err trial_check_cap(struct api *rq, const struct jv *plan, struct st
     if (!is_type(plan, "trial") || cap <= 0)
         return ERR_OK;
     enum err err = store_query(rq->store, &st, &rq->error,
-                               "SELECT COUNT(*) FROM licenses WHERE vendor_id=? AND customer_id=? AND application_id=? AND (type='trial' OR trial_started_at<>0)", "zss",
-                               rq->vendor_id, customer_id, jv_get_str(plan, "application_id"));
+                               "SELECT COUNT(*) FROM (SELECT l.id FROM licenses l WHERE l.vendor_id=?1 AND l.customer_id=?2 AND l.application_id=?3"
+                               " AND " WAS_TRIAL " UNION SELECT l.id FROM transfers t JOIN licenses l ON l.id=t.license_id WHERE t.vendor_id=?1 AND"
+                               " t.customer_id=?2 AND t.status='accepted' AND (l.application_id=?3 OR l.vendor_id<>?1) AND " WAS_TRIAL ")",
+                               "zss", rq->vendor_id, customer_id, jv_get_str(plan, "application_id"));
     if (!err)
         err = store_step(st, &row, &rq->error);
     if (!err)

@@ -46,6 +46,7 @@
     X(ENVIRONMENT, "environment")                                                                                                          \
     X(ORDER, "order_number")                                                                                                               \
     X(TRANSACTION, "transaction_id")                                                                                                       \
+    X(ORDER_ID, "order_id")                                                                                                                \
     X(EXTERNAL, "external_id")                                                                                                             \
     X(MARKETPLACE, "marketplace")                                                                                                          \
     X(SUBSCRIPTION, "external_subscription_id")                                                                                            \
@@ -110,6 +111,7 @@ static void row_read(const struct store_stmt *st, struct license_row *r)
     r->auto_renew = store_col_int(st, COL_AUTO_RENEW) != 0;
     r->cancel_at_period_end = store_col_int(st, COL_CANCEL) != 0;
     r->requires_activation = store_col_int(st, COL_REQUIRES_ACTIVATION) != 0;
+    r->is_ordered = store_col_str(st, COL_ORDER_ID).n > 0;
     r->grants_locked = store_col_int(st, COL_LOCKED) != 0;
     text_of(r->period, sizeof r->period, store_col_str(st, COL_PERIOD));
     text_of(r->type, sizeof r->type, store_col_str(st, COL_TYPE));

@@ -17,6 +17,7 @@ struct license_row {
     int64_t starts_at, expires_at, anchor_day, grace_days, updates_until, activated_at, rev;
     int64_t trial_days, trial_started_at;
     bool auto_renew, cancel_at_period_end, requires_activation, grants_locked; /* grants_locked: its own or the vendor's */
+    bool is_ordered;
     char period[24], type[16], starts_on[16];
     char *name, *customer_id, *application_id, *key_hash, *limits;
 };

@@ -21,7 +21,7 @@ enum err licenses_make(struct api *rq, const struct jv *in, const char *source) 
  * "rotate-key", "reset". `in` is its body, or NULL. rq->out: the license with "changes". An action that the state forbids is ERR_CONFLICT
  * with rq->code "action_not_allowed" (or "no_expiry").
  *   activate begins what waits for it: a trial of starts_on "activation", the first period of a subscription without an end.
- *   reinstate forgets a failed payment (payment_failed_at, payment_retries).
+ *   reinstate and renew forget a failed payment (payment_failed_at, payment_retries); renew applies a change of plan that is due before it.
  *   renew, extend keep the day of the month that is meant (anchor_day), and move an updates_until that is the end as well. */
 enum err licenses_act(struct api *rq, struct str id, const char *action, const struct jv *in) MUST_USE;
 

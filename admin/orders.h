@@ -14,6 +14,8 @@ struct order {
     struct jv *plan; /* as it was ordered */
 };
 void order_free(struct order *o);
+/* The order's license, archived or not; *ret NULL where another vendor has it by now. The caller frees *ret. */
+enum err order_license(struct api *rq, const struct order *o, struct jv **ret) MUST_USE;
 /* Of the caller's vendor. shown may be NULL; the caller frees *shown. */
 enum err order_load(struct api *rq, struct str id, struct order *ret, struct jv **shown) MUST_USE;
 

@@ -26,6 +26,12 @@ struct str plans_updates_period(const struct jv *plan, struct str period);
 /* What the clock calls at the end of a period, before it renews: applies the license's scheduled change if its time has come. One that
  * cannot be applied is marked as failed, with the reason, and is no error. That of a suspended license waits until it is reinstated. */
 enum err plans_apply_scheduled(struct api *rq, struct str license_id) MUST_USE;
+/* The same for whoever is sooner than the clock, with its audit row: what is done to the license next is done to what it is by then. rq->out,
+ * before and after are empty afterwards. */
+enum err plans_catch_up(struct api *rq, struct str license_id) MUST_USE;
+/* The license's change to come, if there is one: comes to nothing; moves with the end of the period that it waits for. */
+enum err plans_drop_scheduled(struct api *rq, struct str license_id, const char *why) MUST_USE;
+enum err plans_move_scheduled(struct api *rq, struct str license_id, int64_t from, int64_t to) MUST_USE;
 /* The license's scheduled changes that are still to come, as the member "scheduled_changes". */
 enum err plans_add_scheduled(struct api *rq, struct jv *license) MUST_USE;
 extern const struct field SCHEDULED_CHANGE_FIELDS[];

@@ -326,8 +326,12 @@ static enum err trial_check_domain(struct api *rq, const struct jv *plan)
         err = api_fail(rq, ERR_DENIED, "email_domain_not_allowed", "plan_id", "this trial is not for customers of the email domain \"%.*s\"", STR(domain));
     if (!err && cap > 0 && domain.n) {
         err = store_query(rq->store, &st, &rq->error,
-                          "SELECT COUNT(*) FROM licenses l JOIN customers c ON c.id=l.customer_id WHERE l.vendor_id=? AND l.application_id=? AND"
-                          " l.source='trial' AND lower(substr(c.email, instr(c.email, '@') + 1))=?",
+                          "SELECT COUNT(*) FROM (SELECT l.id FROM licenses l JOIN customers c ON c.id=l.customer_id WHERE l.vendor_id=?1 AND"
+                          " l.application_id=?2 AND l.source='trial' AND lower(substr(c.email, instr(c.email, '@') + 1))=?3"
+                          /* given away since: it counts where it was */
+                          " UNION SELECT l.id FROM transfers t JOIN licenses l ON l.id=t.license_id JOIN customers c ON c.id=t.customer_id WHERE"
+                          " t.vendor_id=?1 AND t.status='accepted' AND (l.application_id=?2 OR l.vendor_id<>?1) AND"
+                          " (l.type='trial' OR l.trial_started_at<>0) AND lower(substr(c.email, instr(c.email, '@') + 1))=?3)",
                           "zss", rq->vendor_id, jv_get_str(plan, "application_id"), domain);
         if (!err)
             err = store_step(st, &row, &rq->error);

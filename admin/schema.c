@@ -310,7 +310,8 @@ static const char MIGRATION_3[] =
     "CREATE TABLE payments ("
     " id INTEGER PRIMARY KEY AUTOINCREMENT, vendor_id TEXT NOT NULL, order_id TEXT NOT NULL REFERENCES orders(id),"
     " event TEXT NOT NULL CHECK (event IN ('payment_succeeded','payment_failed')), transaction_id TEXT NOT NULL,"
-    " amount TEXT NOT NULL DEFAULT '', reason TEXT NOT NULL DEFAULT '', result TEXT NOT NULL, at INTEGER NOT NULL);\n"
+    " amount TEXT NOT NULL DEFAULT '', reason TEXT NOT NULL DEFAULT '', result TEXT NOT NULL, at INTEGER NOT NULL,"
+    " happened_at INTEGER NOT NULL DEFAULT 0);\n" /* by the payment system's own account; 0: it said nothing */
     "CREATE UNIQUE INDEX payments_once ON payments(order_id, transaction_id, event);\n"
     "CREATE INDEX payments_transaction ON payments(vendor_id, transaction_id);\n"
     "CREATE TABLE hook_secrets ("

@@ -2,12 +2,13 @@
 its row. Where a pull is affected it is a real one."""
 import datetime
 import json
+import sqlite3
 
 import requests
 
 from admin_fixture import problem, second_vendor  # noqa: F401
 from stack import wait_for
-from test_lic_plans import at, change, coupon, cus, days_from_now, denied, events, failed, history, hook, lic_of, licensed, order, paid, plan, pull, s, secret  # noqa: F401
+from test_lic_plans import at, change, coupon, cus, days_from_now, denied, events, failed, history, hook, lic_of, licensed, order, paid, plan, portal, pull, s, secret  # noqa: F401
 
 
 def origins(lic):
@@ -333,3 +334,206 @@ def test_lic_0_20_a_payment_of_another_amount_is_refused(s, cus, secret):
     problem(hook(s, secret, {**body, "order_number": yen["number"], "amount": "1990.00"}), 409, "payment_mismatch", "amount")
     assert paid(s, secret, yen, amount="1990", currency="JPY")["result"] == "activated"
     assert s.api.get("/audit/verification")["ok"] is True
+
+
+def sql(s, text, *values):
+    with sqlite3.connect(f"{s.dir}/pullgate.db", timeout=10) as db:
+        return db.execute(text, values).fetchall()
+
+
+PRICE = {"amount": "5.00", "currency": "EUR"}
+
+
+def test_lic_0_20_a_cancelled_order_takes_nothing_from_a_license_in_use(s, cus, secret):
+    c, auth = cus
+    o = order(s, c, plan(s, grace_days=0, price=PRICE))
+    s.api.post(f"/orders/{o['id']}/approve", {}, 200)
+    s.api.post(f"/orders/{o['id']}/cancel", {}, 200)
+    assert failed(s, secret, o)["result"] == "recorded" and lic_of(s, o)["payment_failed_at"] is None
+    pull(s, auth, "1.0.0", 200)
+
+
+def test_lic_0_20_the_first_payment_pays_the_period_that_runs_also_after_a_suspension(s, cus, secret):
+    c, auth = cus
+    o = order(s, c, plan(s, grace_days=0, price=PRICE))
+    s.api.post(f"/orders/{o['id']}/approve", {}, 200)
+    end = lic_of(s, o)["expires_at"]
+    failed(s, secret, o)
+    wait_for("the suspension", lambda: lic_of(s, o)["status"] == "suspended", 20)
+    assert paid(s, secret, o)["result"] == "reinstated" and lic_of(s, o)["expires_at"] == end
+    pull(s, auth, "1.0.0", 200)
+    assert paid(s, secret, o)["result"] == "renewed" and lic_of(s, o)["expires_at"] > end
+
+
+def test_lic_0_47_a_renewal_by_hand_ends_the_grace_of_a_failed_payment(s, cus, secret):
+    c, auth = cus
+    o = order(s, c, plan(s, grace_days=3, price=PRICE))
+    paid(s, secret, o)
+    failed(s, secret, o)
+    assert lic_of(s, o)["effective_status"] == "grace"
+    up = s.api.post(f"/licenses/{o['license_id']}/renew", {"reason": "paid by wire"}, 200)  # else the clock suspends what was paid
+    assert up["payment_failed_at"] is None and up["payment_retries"] == 0 and up["changes"]["payment_failed_at"]["to"] is None
+    failed(s, secret, o)
+    assert lic_of(s, o)["payment_retries"] == 1
+
+
+def test_lic_0_47_a_failure_that_comes_late_starts_no_grace(s, cus, secret):
+    c, _ = cus
+    o = order(s, c, plan(s, grace_days=0, price=PRICE))
+    hours = lambda n: (datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(hours=n)).strftime("%Y-%m-%dT%H:%M:%SZ")  # noqa: E731
+    paid(s, secret, o, timestamp=hours(-1))
+    assert failed(s, secret, o, timestamp=hours(-2))["result"] == "recorded" and lic_of(s, o)["payment_failed_at"] is None
+    s.api("PATCH", f"/licenses/{o['license_id']}", {"grace_days": 5}, 200)
+    assert failed(s, secret, o, timestamp=hours(0))["result"] == "grace" and lic_of(s, o)["payment_failed_at"]
+    paid(s, secret, o)
+    assert failed(s, secret, o, timestamp=hours(-1))["result"] == "recorded"  # before the success was told, of which no time is known
+    assert failed(s, secret, o)["result"] == "grace"
+
+
+def overdue(s, lic_id):
+    """The license's period and its scheduled change are over, and the clock has not looked."""
+    end = int(datetime.datetime.now().timestamp()) - 60
+    sql(s, "UPDATE scheduled_changes SET at=? WHERE license_id=? AND status='pending'", end, lic_id)
+    sql(s, "UPDATE licenses SET expires_at=?, change_at=?, anchor_day=0, wake_at=9999999999 WHERE id=?", end, end, lic_id)
+    return datetime.datetime.fromtimestamp(end, datetime.timezone.utc)
+
+
+def test_lic_2_20_a_payment_before_the_clock_looks_renews_by_the_other_plan(s, cus, secret):
+    c, auth = cus
+    for how in ("hook", "renew"):
+        o = order(s, c, plan(s, grants=[{"selector": "all"}], price=PRICE))
+        low = plan(s, period="P1Y", grants=[{"selector": "exact", "value": "1.0.0"}])
+        paid(s, secret, o)
+        change(s, lic_of(s, o), low, "next_period")
+        end = overdue(s, o["license_id"])
+        if how == "hook":
+            assert paid(s, secret, o)["result"] == "renewed"
+        else:
+            s.api.post(f"/licenses/{o['license_id']}/renew", {}, 200)
+        lic = lic_of(s, o)
+        assert lic["plan_id"] == low["id"] and 364 < (at(lic["expires_at"]) - end).days < 367 and lic["scheduled_changes"] == []
+        assert [a["object"] for a in s.api.get("/audit?limit=20")["items"] if a["action"] == "license.change_plan"][0] == lic["id"]
+    assert s.api.get("/audit/verification")["ok"] is True
+    # what becomes perpetual then has its year of updates by the change, and no second one by the payment
+    o = order(s, c, plan(s, price=PRICE))
+    paid(s, secret, o)
+    change(s, lic_of(s, o), plan(s, type="perpetual"), "next_period")
+    overdue(s, o["license_id"])
+    paid(s, secret, o)
+    assert lic_of(s, o)["type"] == "perpetual" and 364 < days_from_now(lic_of(s, o)["updates_until"]) < 367
+
+
+def test_lic_2_20_suspended_meanwhile_and_paid(s, cus, secret):
+    c, _ = cus
+    o = order(s, c, plan(s, grace_days=0, price=PRICE))
+    low = plan(s, period="P1Y")
+    paid(s, secret, o)
+    change(s, lic_of(s, o), low, "next_period")
+    failed(s, secret, o)
+    wait_for("the suspension", lambda: lic_of(s, o)["status"] == "suspended", 20)
+    end = overdue(s, o["license_id"])
+    assert paid(s, secret, o)["result"] == "reinstated"
+    lic = lic_of(s, o)
+    assert lic["plan_id"] == low["id"] and 364 < (at(lic["expires_at"]) - end).days < 367
+
+
+def test_lic_2_20_a_scheduled_change_follows_its_license(s, cus):
+    c, _ = cus
+    lic, low = licensed(s, c, plan(s), expires_at="2090-01-31T10:00:00Z"), plan(s)
+    url = f"/licenses/{lic['id']}"
+    assert change(s, lic, low, "next_period")["scheduled_changes"][0]["at"] == "2090-01-31T10:00:00Z"
+    assert s.api.post(url + "/extend", {"period": "P14D"}, 200)["scheduled_changes"][0]["at"] == "2090-02-14T10:00:00Z"  # the period that runs is longer
+    assert s.api("PATCH", url, {"expires_at": "2090-02-20T10:00:00Z"}, 200).json()["scheduled_changes"][0]["at"] == "2090-02-20T10:00:00Z"
+    assert sql(s, "SELECT change_at - expires_at FROM licenses WHERE id=?", lic["id"]) == [(0,)]
+    renewed = s.api.post(url + "/renew", {"period": "P1M"}, 200)  # a further period, which is the other plan's
+    assert renewed["expires_at"] == "2090-03-20T10:00:00Z" and renewed["scheduled_changes"][0]["at"] == "2090-02-20T10:00:00Z"
+    assert s.api.post(url + "/extend", {"period": "P1D"}, 200)["scheduled_changes"][0]["at"] == "2090-02-20T10:00:00Z"
+    for end in ("revoke", "delete"):
+        gone = licensed(s, c, plan(s))
+        change(s, gone, low, "next_period")
+        r = s.api("POST", f"/licenses/{gone['id']}/revoke", {}) if end == "revoke" else s.api("DELETE", f"/licenses/{gone['id']}")
+        assert r.status_code < 300, r.text
+        shown = s.api.get(f"/licenses/{gone['id']}/scheduled-changes")["items"]
+        assert [(x["status"], x["detail"]) for x in shown] == [("cancelled", "the license was " + {"revoke": "revoked", "delete": "deleted"}[end])]
+
+
+def far_vendor(s):
+    """Another vendor with an application of the same slug and a customer."""
+    api, v = second_vendor(s, f"vendor{next(s.n)}")
+    up = api.post("/upstreams", {"name": "main", "url": s.registry.url, "username": s.registry.user, "password": s.registry.password})
+    api.post("/applications", {"slug": "shop", "name": "Shop", "repositories": [{"name": f"{v['slug']}/api", "upstream_id": up["id"], "upstream_repository": "acme/api"}]})
+    return api, v, api.post("/customers", {"slug": "end", "name": "End"})
+
+
+def test_lic_1_31_a_payment_of_what_another_vendor_has_is_recorded(s, cus, secret):
+    c, _ = cus
+    o = order(s, c, plan(s, price=PRICE))
+    paid(s, secret, o)
+    api, v, their = far_vendor(s)
+    t = s.api.post(f"/licenses/{o['license_id']}/transfer", {"to_vendor": v["slug"]})
+    api.post(f"/transfers/{t['id']}/accept", {"secret": t["secret"], "customer_id": their["id"]}, 200)
+    had = api.get(f"/licenses/{o['license_id']}")
+    r = paid(s, secret, o, "late-1")
+    assert (r["result"], r["license_status"]) == ("ignored", "") and paid(s, secret, o, "late-1")["replayed"] is True
+    assert failed(s, secret, o, "late-2")["result"] == "recorded"
+    assert api.get(f"/licenses/{o['license_id']}") == had
+    assert [p["transaction_id"] for p in s.api.get(f"/orders/{o['id']}")["payments"]][1:] == ["late-1", "late-2"]
+    assert s.api.post(f"/orders/{o['id']}/cancel", {}, 200)["status"] == "cancelled" and api.get(f"/licenses/{o['license_id']}") == had
+
+
+# ---- trials and coupons -------------------------------------------------------------------------------------------------------
+
+
+def test_lic_2_5_a_trial_that_was_given_away_was_one(s, cus):
+    c, auth = cus
+    p = plan(s, type="trial", trial_days=14, starts_on="activation", self_service=True, visible=True)
+    other = s.add_customer(f"cus{next(s.n)}")
+    lic = licensed(s, c, p)
+    t = s.api.post(f"/licenses/{lic['id']}/transfer", {"to_customer_id": other["id"]})
+    s.api.post(f"/transfers/{t['id']}/accept", {"secret": t["secret"]}, 200)
+    for who in (c, other):
+        problem(s.api("POST", "/licenses", {"name": "again", "customer_id": who["id"], "plan_id": p["id"]}), 409, "trial_cap_reached")
+    problem(portal(s, auth, "POST", "/trials", {"plan_id": p["id"], "name": "again"}), 409, "trial_cap_reached")
+    # to another vendor, too
+    far = s.add_customer(f"cus{next(s.n)}")
+    lic = licensed(s, far, p)
+    api, v, their = far_vendor(s)
+    t = s.api.post(f"/licenses/{lic['id']}/transfer", {"to_vendor": v["slug"]})
+    api.post(f"/transfers/{t['id']}/accept", {"secret": t["secret"], "customer_id": their["id"]}, 200)
+    problem(s.api("POST", "/licenses", {"name": "again", "customer_id": far["id"], "plan_id": p["id"]}), 409, "trial_cap_reached")
+
+
+def test_lic_2_5_trials_of_a_domain_that_were_given_away_count(s, cus):
+    c, auth = cus
+    p = plan(s, type="trial", trial_days=14, starts_on="activation", self_service=True, visible=True, trial_cap=0, trial_cap_per_domain=1)
+    t = portal(s, auth, "POST", "/trials", {"plan_id": p["id"], "name": "one"}, 201).json()
+    offer = s.api.post(f"/licenses/{t['id']}/transfer", {"to_customer_id": s.add_customer(f"cus{next(s.n)}")["id"]})
+    s.api.post(f"/transfers/{offer['id']}/accept", {"secret": offer["secret"]}, 200)
+    problem(portal(s, auth, "POST", "/trials", {"plan_id": p["id"], "name": "two"}), 409, "trial_cap_reached")
+
+
+def test_lic_2_5_a_trial_that_came_to_nothing_was_none(s, cus):
+    c, _ = cus
+    p = plan(s, type="trial", trial_days=14)
+    o = order(s, c, p)
+    problem(s.api("POST", "/orders", {"customer_id": c["id"], "plan_id": p["id"], "name": "two"}), 409, "trial_cap_reached")
+    s.api.post(f"/orders/{o['id']}/cancel", {}, 200)
+    order(s, c, p)
+
+
+def test_lic_1_2_a_cancelled_order_gives_its_coupon_back_whatever_ended_its_license(s, cus):
+    c, _ = cus
+    for end in ("revoke", "delete"):
+        cp = coupon(s, "percent", "10", max_uses=1)
+        o = order(s, c, plan(s, price=PRICE), coupon=cp["code"])
+        r = s.api("POST", f"/licenses/{o['license_id']}/revoke", {}) if end == "revoke" else s.api("DELETE", f"/licenses/{o['license_id']}")
+        assert r.status_code < 300
+        s.api.post(f"/orders/{o['id']}/cancel", {}, 200)
+        assert s.api.get(f"/coupons/{cp['id']}")["used"] == 0, end
+
+
+def test_lic_0_10_what_was_ordered_ends_also_where_its_license_is_activated_by_hand(s, cus):
+    c, _ = cus
+    for kw in ({"type": "development"}, {"type": "trial", "trial_cap": 0}):
+        o = order(s, c, plan(s, **{"period": "P1M", **kw}))
+        assert 27.9 < days_from_now(s.api.post(f"/licenses/{o['license_id']}/activate", {}, 200)["expires_at"]) < 31.1
