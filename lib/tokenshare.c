@@ -23,7 +23,7 @@ struct shared {
 
 struct tokenshare {
     pthread_mutex_t mutex; /* guards all below */
-    LIST_HEAD(, shared) chains[CHAINS];
+    LIST_HEAD(shared_chain, shared) chains[CHAINS];
     TAILQ_HEAD(by_age, shared) ages; /* the oldest first */
     size_t count, bytes;
     uint64_t serial;
