@@ -1,7 +1,7 @@
 /* What a payment system tells of an order, signed with the vendor's hook secret, and what becomes of the license:
  *
  *   payment_succeeded   license inactive        active, by what was ordered; a plan with manual_validation waits for the approval
- *                       active, first payment   nothing: it pays the period that runs
+ *                       active, first payment   it pays the period that runs, and renews where that is over
  *                       active, later           renewed by the order's period; of a license without an end its updates_until, by the
  *                                               plan's period; without either there is nothing to renew
  *                       suspended for payment   reinstated and renewed by one period; not by the first payment, while its period runs
@@ -12,8 +12,9 @@
  *                       always                  failed payments are forgotten; the order is paid
  *   payment_failed      active                  the first since the last payment is stamped, each is counted. The license stays active for
  *                                               grace_days from the stamp; then the clock suspends it with the reason "payment"
- *                       else                    nothing but the record; nor of a cancelled order, nor of a failure that is older, by the
- *                                               timestamps, than the last success
+ *                       else                    nothing but the record; nor of a cancelled order, of a perpetual license that was paid once
+ *                                               (its maintenance ends when it ends), or of a failure that is older, by the timestamps, than
+ *                                               the last success
  *
  * A change of plan that is due comes before what a payment does, as it would if the clock had looked before.
  *
@@ -278,10 +279,14 @@ static enum err payment_reinstates(struct api *rq, const struct order *o, struct
 
 static enum err payment_renews(struct api *rq, const struct order *o, struct jv **license, const char **ret_result)
 {
-    bool is_paid = false;
+    bool is_paid = false, runs = false;
     enum err err = license_catch_up(rq, o, license, &is_paid);
+    if (!err)
+        err = license_runs(rq, *license, &runs);
     if (err || is_paid || (!jv_get_str(*license, "expires_at").n && !jv_get_str(*license, "updates_until").n))
         return err;
+    if (o->paid_at == 0 && runs) /* it pays what runs */
+        return ERR_OK;
     *ret_result = "renewed";
     return license_renew_by(rq, o, *license);
 }
@@ -300,8 +305,10 @@ static enum err payment_succeeded(struct api *rq, const struct order *o, struct 
     } else if (str_eq(status, S("suspended")) && str_eq(jv_get_str(*license, "status_reason"), S("payment"))) {
         *ret_result = "reinstated";
         err = payment_reinstates(rq, o, license, is_first);
-    } else if (str_eq(status, S("active")) && !is_first) {
-        err = payment_renews(rq, o, license, ret_result);
+    } else if (str_eq(status, S("active"))) {
+        err = is_first ? order_begin(rq, o, S("payment")) : ERR_OK;
+        if (!err)
+            err = payment_renews(rq, o, license, ret_result);
     }
     if (err || strcmp(*ret_result, "ignored") == 0)
         return err;
@@ -329,7 +336,8 @@ static enum err payment_failed(struct api *rq, const struct order *o, const stru
 {
     bool is_late = false;
     enum err err = failure_is_late(rq, o, &is_late);
-    bool counts = !is_late && strcmp(o->status, "cancelled") != 0 && str_eq(jv_get_str(license, "status"), S("active")) &&
+    bool is_bought = str_eq(jv_get_str(license, "type"), S("perpetual")) && o->paid_at != 0;
+    bool counts = !is_late && !is_bought && strcmp(o->status, "cancelled") != 0 && str_eq(jv_get_str(license, "status"), S("active")) &&
                   !jv_get_str(license, "archived_at").n;
     *ret_result = counts ? "grace" : "recorded";
     if (err || !counts)

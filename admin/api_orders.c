@@ -91,7 +91,7 @@ static const struct schema ORDER_CREATE = {"OrderCreate", ORDER_CREATE_FIELDS};
 
 static const struct field ORDER_APPROVE_FIELDS[] = {
     {.name = "reason", .type = FIELD_STRING, .flags = FIELD_EMPTY, .max = 500},
-    {.name = "transaction_id", .type = FIELD_STRING, .flags = FIELD_EMPTY, .about = "of a payment that no hook tells of"},
+    {.name = "transaction_id", .type = FIELD_STRING, .flags = FIELD_EMPTY, .about = "of the payment that it is approved for: the order's first"},
     {.name = NULL},
 };
 static const struct schema ORDER_APPROVE = {"OrderApprove", ORDER_APPROVE_FIELDS};
@@ -618,27 +618,36 @@ static enum err order_begin_terms(struct api *rq, const struct order *o)
     return err;
 }
 
+/* What a coupon adds, of a license that has an end. */
+static enum err order_free_period(struct api *rq, const struct order *o)
+{
+    struct jv *license = NULL, *in = jv_object();
+    struct strbuf why = {0};
+    enum err err = o->free_period[0] ? licenses_get(rq, str_c(o->license_id), &license) : ERR_OK;
+    sb_addf(&why, "coupon %s", o->coupon_code);
+    jv_set_c(in, "period", o->free_period);
+    jv_set_str(in, "reason", sb_str(&why));
+    if (!err && jv_get_str(license, "expires_at").n)
+        err = licenses_act(rq, str_c(o->license_id), "extend", in);
+    jv_free(license);
+    jv_free(in);
+    sb_free(&why);
+    return err;
+}
+
 enum err order_begin(struct api *rq, const struct order *o, struct str reason)
 {
     struct jv *license = NULL, *in = jv_object();
     enum err err = licenses_get(rq, str_c(o->license_id), &license);
-    if (!err && str_eq(jv_get_str(license, "status"), S("active")))
-        goto out;
-    if (!err)
+    bool is_active = !err && str_eq(jv_get_str(license, "status"), S("active"));
+    if (!err && !is_active)
         err = order_begin_terms(rq, o);
     if (reason.n)
         jv_set_str(in, "reason", reason);
-    if (!err)
+    if (!err && !is_active)
         err = licenses_act(rq, str_c(o->license_id), "activate", in);
-    if (!err && o->free_period[0]) {
-        struct strbuf why = {0};
-        sb_addf(&why, "coupon %s", o->coupon_code);
-        jv_set_c(in, "period", o->free_period);
-        jv_set_str(in, "reason", sb_str(&why));
-        err = licenses_act(rq, str_c(o->license_id), "extend", in);
-        sb_free(&why);
-    }
-out:
+    if (!err && (!is_active || strcmp(o->status, "pending") == 0)) /* once: also where the license was activated by hand */
+        err = order_free_period(rq, o);
     jv_free(license);
     jv_free(in);
     return err;
@@ -675,12 +684,18 @@ static enum err order_set_approved(struct api *rq, const struct order *o, struct
     if (transaction_id.n)
         err = store_exec(rq->store, NULL, &rq->error, "UPDATE licenses SET transaction_id=? WHERE id=? AND vendor_id=?", "szz", transaction_id,
                          o->license_id, rq->vendor_id);
+    if (!err && transaction_id.n) /* the order's first payment; a hook that tells of it as well tells nothing new */
+        err = store_exec(rq->store, NULL, &rq->error,
+                         "INSERT OR IGNORE INTO payments (vendor_id, order_id, event, transaction_id, result, at)"
+                         " VALUES (?,?,'payment_succeeded',?,'approved',?)",
+                         "zzsi", rq->vendor_id, o->id, transaction_id, rq->now_s);
     if (!err)
         err = order_begin(rq, o, reason);
     if (!err)
         err = store_exec(rq->store, NULL, &rq->error,
                          "UPDATE orders SET status='approved', reason=COALESCE(?,''), transaction_id=CASE WHEN ?2<>'' THEN ?2 ELSE transaction_id END,"
-                         " approved_at=?, updated_at=?, rev=rev+1 WHERE id=? AND vendor_id=?",
+                         " paid_at=CASE WHEN ?2<>'' AND paid_at=0 THEN ?3 ELSE paid_at END, approved_at=?3, updated_at=?4, rev=rev+1"
+                         " WHERE id=?5 AND vendor_id=?6",
                          "ssiizz", reason, transaction_id.n ? transaction_id : S(""), rq->now_s, rq->now_s, o->id, rq->vendor_id);
     return err;
 }

@@ -447,10 +447,11 @@ out:
 
 enum err plans_catch_up(struct api *rq, struct str license_id)
 {
-    char *id = str_dup(license_id);
+    char *id = str_dup(license_id), *kept = rq->audit_object;
     jv_free(rq->before);
     jv_free(rq->after);
     rq->before = rq->after = NULL;
+    rq->audit_object = NULL;
     enum err err = plans_apply_scheduled(rq, str_c(id));
     if (!err && rq->after) {
         api_audit_object(rq, id);
@@ -460,6 +461,8 @@ enum err plans_catch_up(struct api *rq, struct str license_id)
     jv_free(rq->before);
     jv_free(rq->after);
     rq->out = rq->before = rq->after = NULL;
+    mem_free(rq->audit_object);
+    rq->audit_object = kept;
     mem_free(id);
     return err;
 }

@@ -23,8 +23,8 @@ enum err order_load(struct api *rq, struct str id, struct order *ret, struct jv 
  * "portal". only_visible: plans that customers do not see are not there. */
 enum err order_make(struct api *rq, const struct jv *in, struct str customer_id, const char *source, bool only_visible) MUST_USE;
 
-/* What was ordered begins: terms that run from now, the license becomes active, a coupon's free period is added. Nothing when the license is
- * active already; ERR_CONFLICT where it can become so no more. */
+/* What was ordered begins: terms that run from now, the license becomes active, a coupon's free period is added. Of a license that is active
+ * already only the last, once, while the order is pending; ERR_CONFLICT where it can become active no more. */
 enum err order_begin(struct api *rq, const struct order *o, struct str reason) MUST_USE;
 
 extern const struct schema ORDER;

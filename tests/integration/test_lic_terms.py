@@ -11,6 +11,9 @@ from stack import wait_for
 from test_lic_plans import at, change, coupon, cus, days_from_now, denied, events, failed, history, hook, lic_of, licensed, order, paid, plan, portal, pull, s, secret  # noqa: F401
 
 
+PRICE = {"amount": "5.00", "currency": "EUR"}
+
+
 def origins(lic):
     return sorted((g["origin"], g["selector"], g["value"]) for g in lic["grants"])
 
@@ -190,16 +193,18 @@ def test_lic_4_29_a_payment_prolongs_the_updates_of_a_perpetual_license(s, cus, 
     pull(s, auth, "1.0.0", 200)
 
 
-def test_lic_4_29_suspended_for_payment_and_back_with_its_updates(s, cus, secret):
+def test_lic_4_29_maintenance_that_is_not_paid_takes_nothing_of_what_was_bought(s, cus, secret):
     c, auth = cus
-    o = order(s, c, plan(s, type="perpetual", grace_days=0, price={"amount": "5.00", "currency": "EUR"}))
-    paid(s, secret, o)
+    o = order(s, c, plan(s, type="perpetual", grace_days=0, price=PRICE))
+    s.api.post(f"/orders/{o['id']}/approve", {}, 200)  # on credit: not bought before it is paid
     until = lic_of(s, o)["updates_until"]
-    failed(s, secret, o)
+    assert failed(s, secret, o)["result"] == "grace"
     wait_for("the suspension", lambda: lic_of(s, o)["status"] == "suspended", 20)
-    assert paid(s, secret, o)["result"] == "reinstated"
-    assert 364 < (at(lic_of(s, o)["updates_until"]) - at(until)).days < 367
+    assert paid(s, secret, o)["result"] == "reinstated" and lic_of(s, o)["updates_until"] == until
+    assert failed(s, secret, o)["result"] == "recorded" and lic_of(s, o)["payment_failed_at"] is None
     pull(s, auth, "1.0.0", 200)
+    assert [e["data"]["result"] for e in events(s, "license.payment_failed", o["license_id"])] == ["grace", "recorded"]
+    assert paid(s, secret, o)["result"] == "renewed" and 364 < (at(lic_of(s, o)["updates_until"]) - at(until)).days < 367
 
 
 def test_lic_4_29_renew_prolongs_the_updates(s, cus):
@@ -339,9 +344,6 @@ def test_lic_0_20_a_payment_of_another_amount_is_refused(s, cus, secret):
 def sql(s, text, *values):
     with sqlite3.connect(f"{s.dir}/pullgate.db", timeout=10) as db:
         return db.execute(text, values).fetchall()
-
-
-PRICE = {"amount": "5.00", "currency": "EUR"}
 
 
 def test_lic_0_20_a_cancelled_order_takes_nothing_from_a_license_in_use(s, cus, secret):
@@ -537,3 +539,37 @@ def test_lic_0_10_what_was_ordered_ends_also_where_its_license_is_activated_by_h
     for kw in ({"type": "development"}, {"type": "trial", "trial_cap": 0}):
         o = order(s, c, plan(s, **{"period": "P1M", **kw}))
         assert 27.9 < days_from_now(s.api.post(f"/licenses/{o['license_id']}/activate", {}, 200)["expires_at"]) < 31.1
+
+
+def test_lic_0_20_an_approval_that_names_a_payment_is_the_first_one(s, cus, secret):
+    c, _ = cus
+    o = order(s, c, plan(s, price=PRICE))
+    s.api.post(f"/orders/{o['id']}/approve", {"transaction_id": "wire-7"}, 200)
+    end = lic_of(s, o)["expires_at"]
+    told = s.api.get(f"/orders/{o['id']}")
+    assert told["paid_at"] and [(p["transaction_id"], p["event"], p["result"]) for p in told["payments"]] == [("wire-7", "payment_succeeded", "approved")]
+    assert paid(s, secret, o, "wire-7")["replayed"] is True and lic_of(s, o)["expires_at"] == end  # the hook tells of it after all
+    assert paid(s, secret, o, "second")["result"] == "renewed" and lic_of(s, o)["expires_at"] > end
+    again = order(s, c, plan(s, manual_validation=True, price=PRICE))  # told by the hook before
+    paid(s, secret, again, "card-1")
+    s.api.post(f"/orders/{again['id']}/approve", {"transaction_id": "card-1"}, 200)
+    assert len(s.api.get(f"/orders/{again['id']}")["payments"]) == 1
+
+
+def test_lic_0_20_a_first_payment_after_the_period_is_over_renews(s, cus, secret):
+    c, _ = cus
+    o = order(s, c, plan(s, price=PRICE))
+    s.api.post(f"/orders/{o['id']}/approve", {}, 200)
+    overdue(s, o["license_id"])
+    assert paid(s, secret, o)["result"] == "renewed" and days_from_now(lic_of(s, o)["expires_at"]) > 27
+
+
+def test_lic_0_15_a_free_period_is_added_also_where_the_license_was_activated_by_hand(s, cus, secret):
+    c, _ = cus
+    for how in ("paid", "approved"):
+        o = order(s, c, plan(s, price=PRICE), coupon=coupon(s, "free_period", "P14D")["code"])
+        end = s.api.post(f"/licenses/{o['license_id']}/activate", {}, 200)["expires_at"]
+        if how == "paid":
+            assert paid(s, secret, o)["result"] == "recorded"
+        s.api.post(f"/orders/{o['id']}/approve", {}, 200)
+        assert (at(lic_of(s, o)["expires_at"]) - at(end)).days == 14, how  # once
