@@ -6,6 +6,7 @@
 
 #include "api_routes.h"
 #include "db.h"
+#include "eventlog.h"
 #include "failures.h"
 #include "people.h"
 #include "pullgate/clock.h"
@@ -100,40 +101,91 @@ static const struct schema RECOVERY = {"RecoveryCodes", RECOVERY_FIELDS};
 
 /* ---- attempts at an account ------------------------------------------------------------------------------------------------ */
 
+enum { KEY_ACCOUNT, KEY_ACCOUNT_ADDRESS, KEY_ADDRESS, KEYS };
+
 /* account: what the attempt is at, whether there is such a one or not: nobody learns from being refused. */
-static void account_keys(const struct api *rq, struct str account, uint8_t ret_all[FAILURES_KEY], uint8_t ret_one[FAILURES_KEY])
+static void account_keys(const struct api *rq, struct str account, uint8_t ret[KEYS][FAILURES_KEY])
 {
-    struct strbuf text = {0};
+    struct strbuf text = {0}, address = {0};
     bool is_v4 = memcmp(rq->peer_addr, "\0\0\0\0\0\0\0\0\0\0\xff\xff", 12) == 0;
+    sb_add_hex(&address, rq->peer_addr, is_v4 ? 16 : 8);
     sb_addf(&text, "%.*s\n", STR(account));
-    failures_key(sb_str(&text), ret_all);
-    sb_add_hex(&text, rq->peer_addr, is_v4 ? 16 : 8);
-    failures_key(sb_str(&text), ret_one);
+    failures_key(sb_str(&text), ret[KEY_ACCOUNT]);
+    sb_add(&text, sb_str(&address));
+    failures_key(sb_str(&text), ret[KEY_ACCOUNT_ADDRESS]);
+    sb_reset(&text);
+    sb_addf(&text, "address\n%s", address.p);
+    failures_key(sb_str(&text), ret[KEY_ADDRESS]);
     sb_free(&text);
+    sb_free(&address);
 }
 
 enum err account_check(struct api *rq, struct str account)
 {
-    uint8_t all[FAILURES_KEY], one[FAILURES_KEY];
-    account_keys(rq, account, all, one);
-    unsigned wait = failures_wait(rq->admin->addresses, rq->peer_addr, rq->now_s), w;
-    wait = (w = failures_wait(rq->admin->accounts, all, rq->now_s)) > wait ? w : wait;
-    wait = (w = failures_wait(rq->admin->accounts, one, rq->now_s)) > wait ? w : wait;
+    uint8_t keys[KEYS][FAILURES_KEY];
+    account_keys(rq, account, keys);
+    unsigned wait = failures_wait(rq->admin->addresses, rq->peer_addr, rq->now_s);
+    for (int i = 0; i < KEYS; i++) {
+        unsigned w = failures_wait(rq->admin->accounts, keys[i], rq->now_s);
+        wait = w > wait ? w : wait;
+    }
     if (!wait)
         return ERR_OK;
     rq->retry_after_s = wait;
     return api_fail(rq, ERR_TOO_MANY, "too_many_failures", NULL, "too many failed sign-ins; wait %u seconds", wait);
 }
 
-void account_failed(struct api *rq, struct str account)
+struct failing { /* an event */
+    char *vendor_id, *customer_id, *user_id, *address;
+};
+
+static enum err failing_write(struct store *s, void *arg, struct error *reterr)
 {
-    uint8_t all[FAILURES_KEY], one[FAILURES_KEY];
+    const struct failing *f = arg;
+    struct jv *data = jv_object();
+    jv_set_int(data, "failures", FAILURES_ALERT);
+    jv_set_c(data, "last_address", f->address);
+    const struct event_record event = {.vendor_id = f->vendor_id, .type = "user.sign_in_failing", .actor = "system:sign_in", .customer_id = f->customer_id,
+                                       .object_id = f->user_id, .data = data};
+    enum err err = eventlog_put(s, &event, reterr);
+    jv_free(data);
+    return err;
+}
+
+static void failing_written(void *arg, enum err err)
+{
+    (void)err; /* it stands in the log and in the metric */
+    struct failing *f = arg;
+    mem_free(f->vendor_id);
+    mem_free(f->customer_id);
+    mem_free(f->user_id);
+    mem_free(f->address);
+    mem_free(f);
+}
+
+/* Outside of the request's transaction, which the refusal takes back. */
+static void failing_tell(struct api *rq, const struct user *u)
+{
+    struct failing *f = NEW(struct failing);
+    *f = (struct failing){.vendor_id = mem_strdup(u->vendor_id), .customer_id = mem_strdup(u->customer_id), .user_id = mem_strdup(u->id), .address = mem_strdup(rq->peer)};
+    if (db_post(rq->admin->writer, DB_TRANSACTION, failing_write, f, failing_written))
+        failing_written(f, ERR_OK);
+}
+
+void account_failed(struct api *rq, struct str account, const struct user *u)
+{
+    uint8_t keys[KEYS][FAILURES_KEY];
     unsigned wait;
+    bool is_alert = false;
     struct strbuf who = {0};
-    account_keys(rq, account, all, one);
+    uint64_t per_address = admin_config(rq->admin)->limits.sign_in_failures_per_minute;
+    account_keys(rq, account, keys);
     sb_addf(&who, "%s at one account", rq->peer);
-    (void)failures_count(rq->admin->accounts, all, "everywhere at one account", rq->now_s, ACCOUNT_LIMIT, &wait);
-    (void)failures_count(rq->admin->accounts, one, who.p, rq->now_s, ACCOUNT_LIMIT_ONE, &wait);
+    (void)failures_count(rq->admin->accounts, keys[KEY_ACCOUNT], "everywhere at one account", rq->now_s, ACCOUNT_LIMIT, &wait, &is_alert);
+    (void)failures_count(rq->admin->accounts, keys[KEY_ACCOUNT_ADDRESS], who.p, rq->now_s, ACCOUNT_LIMIT_ONE, &wait, NULL);
+    (void)failures_count(rq->admin->accounts, keys[KEY_ADDRESS], rq->peer, rq->now_s, per_address, &wait, NULL);
+    if (is_alert && u->id)
+        failing_tell(rq, u);
     sb_free(&who);
 }
 
@@ -383,11 +435,10 @@ static bool is_portal(const struct api *rq)
     return str_starts(str_c(rq->route->path), S("/portal/"));
 }
 
-/* What the attempt is at, in one text: kind, vendor, address. */
+/* What the attempt is at, in one text: kind and address. Not the vendor that is named: one account would have two names. */
 static void account_text(struct api *rq, struct str email, struct strbuf *ret)
 {
-    struct str vendor = jv_get_str(rq->in, "vendor");
-    sb_addf(ret, "%s\n%.*s\n%.*s", is_portal(rq) ? "portal" : "api", STR(vendor), STR(email));
+    sb_addf(ret, "%s\n%.*s", is_portal(rq) ? "portal" : "api", STR(email));
 }
 
 static enum err sign_in_find(struct api *rq, struct str email, struct user *u, bool *ret_found)
@@ -469,7 +520,7 @@ static enum err sign_in_make(struct api *rq, struct str email, struct str accoun
     if (good)
         err = second_factor(rq, &u, &good);
     if (!err && !good) {
-        account_failed(rq, account);
+        account_failed(rq, account, &u);
         err = api_fail(rq, ERR_UNAUTHN, "unauthorized", NULL, "the address, the password or the one-time password is wrong");
     }
     if (!err)
@@ -560,7 +611,7 @@ static enum err me_prove(struct api *rq, const struct user *u, const char *membe
         if (!err && fits)
             rq->password_seen = mem_strdup(u->password_hash);
     } else if (!rq->password_seen || !hash_is(rq->password_seen, u->password_hash)) {
-        account_failed(rq, sb_str(&account));
+        account_failed(rq, sb_str(&account), u);
         err = api_fail(rq, ERR_DENIED, "wrong_password", member, "%s: it is another one", member);
     }
     sb_free(&account);
@@ -683,7 +734,7 @@ static enum err totp_confirm(struct api *rq)
     if (!err)
         err = totp_step(rq, &u, jv_get_str(rq->in, "totp"), &good);
     if (!err && !good) {
-        account_failed(rq, sb_str(&account));
+        account_failed(rq, sb_str(&account), &u);
         err = api_fail(rq, ERR_DENIED, "wrong_totp", "totp", "totp: not the one of now");
     }
     if (!err)

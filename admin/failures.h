@@ -1,5 +1,6 @@
 /* Failed sign-ins, counted by address or by account: whoever goes on failing waits a minute, two, four … up to an hour. A direct-mapped
- * table of fixed size; nothing of it is kept over a restart. Thread-safe. */
+ * table of fixed size. What somebody has to wait, and how often he had to, is kept in the store when it begins, so that a restart forgives
+ * nobody; what was counted below the limit is not. Thread-safe. */
 #ifndef ADMIN_FAILURES_H
 #define ADMIN_FAILURES_H
 
@@ -8,14 +9,19 @@
 
 #include "pullgate/str.h"
 
+#define FAILURES_ALERT 20 /* failures of one key that are worth somebody's look */
 #define FAILURES_KEY 16 /* an address as in rq->peer_addr, or failures_key() */
 
+struct admin;
 struct failures;
-struct failures *failures_new(void);
+/* kind: of its rows in the store, from which it is filled. The writer and the reader run. */
+struct failures *failures_new(struct admin *a, const char *kind);
 void failures_free(struct failures **f);
 
-/* Counts one; true when that is beyond `limit` a minute, for *ret_wait_s. IPv6 addresses count by /64. */
-bool failures_count(struct failures *f, const uint8_t key[FAILURES_KEY], const char *peer, int64_t now_s, uint64_t limit, unsigned *ret_wait_s);
+/* Counts one; true when that is beyond `limit` a minute, for *ret_wait_s. *ret_alert (may be NULL): it was the 20th. IPv6 addresses count by
+ * /64. */
+bool failures_count(struct failures *f, const uint8_t key[FAILURES_KEY], const char *peer, int64_t now_s, uint64_t limit, unsigned *ret_wait_s,
+                    bool *ret_alert);
 /* How long the key has to wait; 0: not at all. */
 unsigned failures_wait(struct failures *f, const uint8_t key[FAILURES_KEY], int64_t now_s);
 /* The key of anything else than an address. */

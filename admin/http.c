@@ -358,7 +358,7 @@ static enum err exchange_count_failure(struct exchange *ex, enum err err)
     unsigned wait_s = 0;
     if (err != ERR_UNAUTHN)
         return err;
-    if (failures_count(rq->admin->addresses, rq->peer_addr, rq->peer, rq->now_s, admin_config(rq->admin)->limits.auth_failures_per_minute, &wait_s)) {
+    if (failures_count(rq->admin->addresses, rq->peer_addr, rq->peer, rq->now_s, admin_config(rq->admin)->limits.auth_failures_per_minute, &wait_s, NULL)) {
         ex->is_beyond_limit = true;
         rq->retry_after_s = wait_s;
         return api_fail(rq, ERR_TOO_MANY, "too_many_failures", NULL, "too many failed sign-ins from this address");
@@ -1243,7 +1243,8 @@ static void http_metrics(struct http *h, struct edge_req *req)
         for (size_t i = 0; i < RETENTION_KINDS; i++)
             sb_addf(&b, "pullgate_admin_pruned_total{kind=\"%s\"} %llu\n", RETENTION_NAMES[i], (unsigned long long)j.pruned[i]);
     }
-    metric(&b, "counter", "pullgate_admin_sign_in_alerts_total", "Addresses with 20 failed sign-ins", failures_alerts(h->admin->addresses));
+    metric(&b, "counter", "pullgate_admin_sign_in_alerts_total", "Addresses, accounts, and accounts from one address with 20 failed sign-ins",
+           failures_alerts(h->admin->addresses) + failures_alerts(h->admin->accounts));
     metric(&b, "gauge", "pullgate_admin_clock_bad", "1: the clock is behind what it was", h->clock_is_bad);
     if (h->admin->reload) {
         struct reload_counts reloads;
@@ -1411,8 +1412,8 @@ struct http *http_new(struct admin *a)
     struct http *h = NEW(struct http);
     h->admin = a;
     h->access_fd = -1;
-    a->addresses = failures_new();
-    a->accounts = failures_new();
+    a->addresses = failures_new(a, "address");
+    a->accounts = failures_new(a, "account");
     h->shared = edge_shared_new(a->cfg->limits.connections, a->cfg->limits.connections_per_ip);
     h->metrics_shared = edge_shared_new(METRICS_CONNECTIONS, METRICS_CONNECTIONS);
     const struct edge_handlers api = {.ctx = h,

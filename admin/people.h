@@ -36,6 +36,7 @@ enum err password_take(struct api *rq, const char *member, struct str email) MUS
 
 /* Attempts at an account: refused beyond a limit, whoever makes them and from wherever. */
 enum err account_check(struct api *rq, struct str account) MUST_USE;
-void account_failed(struct api *rq, struct str account);
+/* u: whose it is; without an id: nobody's. */
+void account_failed(struct api *rq, struct str account, const struct user *u);
 
 #endif

@@ -5,6 +5,8 @@
 #define DAY_S UINT64_C(86400)
 /* A proxy repeats a report for minutes; a stream that was left for days is read late. */
 #define REPORTS_KEEP_S (7 * DAY_S)
+/* Whoever was quiet for an hour begins anew (failures.c). */
+#define RESTS_KEEP_S (2 * UINT64_C(3600))
 /* The event pull.denied asks how it was the last time. */
 #define DENIALS_KEEP_S (2 * DAY_S)
 
@@ -31,6 +33,7 @@ struct kind {
 
 const char *const RETENTION_NAMES[RETENTION_KINDS] = {
     "events", "pulls", "deliveries", "mails", "notices", "usage", "instances", "sessions", "invitations", "idempotency_keys", "reports", "denials",
+    "sign_in_rests",
 };
 
 static const struct kind KINDS[RETENTION_KINDS] = {
@@ -62,6 +65,7 @@ static const struct kind KINDS[RETENTION_KINDS] = {
     {0, REPORTS_KEEP_S, 1, "SELECT id FROM usage_reports WHERE at<?1 LIMIT ?2", "DELETE FROM usage_reports WHERE id=?1 AND at<?2"},
     {0, DENIALS_KEEP_S, 3, "SELECT customer_id, reason, hour FROM pull_denials WHERE hour<?1/3600 LIMIT ?2",
      "DELETE FROM pull_denials WHERE customer_id=?1 AND reason=?2 AND hour=?3 AND hour<?4/3600"},
+    {0, RESTS_KEEP_S, 2, "SELECT kind, key FROM sign_in_rests WHERE until_at<?1 LIMIT ?2", "DELETE FROM sign_in_rests WHERE kind=?1 AND key=?2 AND until_at<?3"},
 };
 
 enum err retention_find(const struct config *cfg, struct store *s, size_t kind, int64_t now_s, struct retention_batch *ret, struct error *reterr)

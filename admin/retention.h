@@ -13,7 +13,7 @@
 
 struct jv;
 
-#define RETENTION_KINDS 12
+#define RETENTION_KINDS 13
 extern const char *const RETENTION_NAMES[RETENTION_KINDS]; /* of the metric's label */
 
 #define RETENTION_BATCH 200 /* rows in one transaction: writers wait meanwhile */

@@ -702,6 +702,10 @@ static const char MIGRATION_9[] =
     "CREATE INDEX license_usage_over ON license_usage(until_at) WHERE until_at<>0;\n"
     "CREATE INDEX license_instances_over ON license_instances(last_seen_at) WHERE revoked_at<>0 OR kind='validate';\n"
     "CREATE INDEX sessions_age ON sessions(created_at);\n"
+    /* Who has to wait after failed sign-ins, see failures.h. key: 32 hex digits. */
+    "CREATE TABLE sign_in_rests ("
+    " kind TEXT NOT NULL, key TEXT NOT NULL, until_at INTEGER NOT NULL, total INTEGER NOT NULL, strikes INTEGER NOT NULL, PRIMARY KEY (kind, key)) WITHOUT ROWID;\n"
+    "CREATE INDEX sign_in_rests_over ON sign_in_rests(until_at);\n"
     /* 1: body is of keyring_seal, aad "<id>|body", and '' once the mail is over. */
     "ALTER TABLE mails ADD COLUMN is_sealed INTEGER NOT NULL DEFAULT 0;\n";
 

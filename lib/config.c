@@ -243,6 +243,8 @@ static const struct key keys[] = {
                    "Operations that wait for one of limits.upstream_connections, per worker; more is 503."),
     NUMBER("limits.auth_failures_per_minute", T_COUNT, limits.auth_failures_per_minute, "30", 1, 1000000,
            "Failed sign-ins from one address in a minute; more is 429, right credentials always pass."),
+    NUMBER("limits.sign_in_failures_per_minute", T_COUNT, limits.sign_in_failures_per_minute, "5", 1, 1000000,
+           "Failed sign-ins of people, at the admin and the portal API, from one address in a minute; then it waits a minute, two, four, up to an hour, also with the right password."),
     NUMBER("limits.auth_failures_per_credential", T_COUNT, limits.auth_failures_per_credential, "30", 1, 1000000,
            "Failed sign-ins with one name in a minute; more is 429, right credentials always pass."),
     NUMBER("limits.auth_failures_per_second", T_COUNT, limits.auth_failures_per_second, "200", 1, 1000000,

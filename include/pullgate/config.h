@@ -129,6 +129,7 @@ struct config {
         uint64_t upstream_connections;     /* 128 per upstream: divided among the workers */
         uint64_t upstream_queue;           /* 256 per upstream and worker */
         uint64_t auth_failures_per_minute; /* 30 per address */
+        uint64_t sign_in_failures_per_minute; /* 5 per address, of people */
         uint64_t auth_failures_per_credential; /* 30 per minute */
         uint64_t auth_failures_per_second; /* 200: of everybody */
         uint64_t requests_per_customer;    /* per second; 0 = no bound */

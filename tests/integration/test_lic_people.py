@@ -23,7 +23,7 @@ CANARY = "upstream-canary-7f3a"
 
 @pytest.fixture(scope="module")
 def w():
-    s = Stack(n_proxies=1, limits={"auth_failures_per_minute": 100000})
+    s = Stack(n_proxies=1, limits={"auth_failures_per_minute": 100000, "sign_in_failures_per_minute": 100000})
     try:
         s.registry.push_image("acme/api", "1.0.0", [b"layer"])
         s.up = s.add_upstream()
