@@ -13,6 +13,7 @@ import socket
 import tempfile
 import threading
 import time
+import traceback
 
 import requests
 
@@ -335,14 +336,22 @@ def pump(address, raws, connections=20, wait=60 * SLOW):
         await asyncio.gather(*(_pump_one(address, raws_[i::connections], out, told, wait) for i in range(connections)))
         return out, told
 
+    def send():
+        try:
+            theirs.send((None, asyncio.run(run())))
+        except Exception:  # noqa: BLE001  what it was is the parent's to say
+            theirs.send((traceback.format_exc(), None))
+
     ours, theirs = multiprocessing.get_context("fork").Pipe(False)
-    child = multiprocessing.get_context("fork").Process(target=lambda: theirs.send(asyncio.run(run())))
+    child = multiprocessing.get_context("fork").Process(target=send)
     child.start()
     theirs.close()
     try:
-        out, told = ours.recv()
+        error, result = ours.recv()
     finally:
         child.join()
+    assert error is None, error
+    out, told = result
     for raw, status, sha256 in told:
         WATCH.answered(raw, status, sha256=sha256)
     return out

@@ -9,6 +9,7 @@ import json
 import re
 import secrets
 import threading
+import time
 
 from stack import Registry
 
@@ -64,6 +65,7 @@ class ScriptedUpstream(Registry):
         self.user, self.password = "vendor", "up-" + secrets.token_hex(16)
         self.blobs, self.manifests, self.tags = {}, {}, {}  # (repo, digest) -> bytes / (bytes, type); (repo, tag) -> digest
         self.requests, self.rules = [], []
+        self.listed, self.due = {}, 0  # when each list of tags was asked for last; how often one was when it was 15 s old (cache.tag_freshness)
         self.lock = threading.Lock()
         self.open = self.open_most = 0  # connections at this moment, and the most of them
         self.body_bytes = 0
@@ -100,6 +102,11 @@ class ScriptedUpstream(Registry):
         with self.lock:
             return sum(1 for m, p, _ in self.requests if re.search(pattern, f"{m} {p}"))
 
+    def hits_for_rows(self):
+        """Without looks at tags that were due: on a slow machine one comes with a request of any row."""
+        with self.lock:
+            return len(self.requests) - self.due
+
     def requests_seen(self):
         return self.hits()
 
@@ -107,6 +114,9 @@ class ScriptedUpstream(Registry):
     def handle(self, h):
         with self.lock:
             self.requests.append((h.command, h.path, dict(h.headers)))
+            if "/tags/list?n=1000" in h.path:
+                self.due += time.monotonic() - self.listed.get(h.path, 0) > 14
+                self.listed[h.path] = time.monotonic()
         for rule in list(self.rules):
             if rule(h):
                 return

@@ -358,9 +358,9 @@ def run_steps(arena, row, expect):
             if "req" in step:
                 q = step["req"]
                 for _ in range(step.get("repeat", 1)):
-                    before = up.hits()
+                    before = up.hits_for_rows()
                     a, _, _ = send_http(ph["HOST"], q["method"], q["path"], q.get("headers", {}), q.get("body"))
-                    hits += up.hits() - before
+                    hits += up.hits_for_rows() - before
                     answers.append(a)
             elif "sleep_s" in step:
                 time.sleep(step["sleep_s"])  # the row's own words
@@ -456,7 +456,7 @@ def run_row(arena, row, judge=check, quiet=0.3, splits=1):
         return timing(arena, row, expect)
     if "steps" in row:
         return run_steps(arena, row, expect)
-    before = arena.up.hits()
+    before = arena.up.hits_for_rows()
     if "raw" in row or "raw_parts" in row:
         whole = [arena.fill(p).encode("latin-1") for p in row.get("raw_parts", [row.get("raw")])]
         runs = [whole]
@@ -468,10 +468,10 @@ def run_row(arena, row, judge=check, quiet=0.3, splits=1):
         is_head = whole[0].startswith(b"HEAD ")
         for parts in runs:
             answers, closed = send_raw(address, parts, delay, is_head, quiet if len(runs) == 1 else 0.02)
-            judge(arena, row, expect, answers, closed, arena.up.hits() - before)
+            judge(arena, row, expect, answers, closed, arena.up.hits_for_rows() - before)
         return
     a, closed, n = send_http(address, row["method"], arena.fill(row["path"]), arena.fill(row.get("headers", {})), arena.fill(row.get("body")))
-    judge(arena, row, expect, [a] if a else [], closed, arena.up.hits() - before)
+    judge(arena, row, expect, [a] if a else [], closed, arena.up.hits_for_rows() - before)
     if "same_as_path" in expect:
         b, _, _ = send_http(address, row["method"], expect["same_as_path"], arena.fill(row.get("headers", {})))
         assert (a.status, a.body) == (b.status, b.body)

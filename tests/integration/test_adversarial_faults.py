@@ -1047,7 +1047,7 @@ def syscalls_are_interrupted(row, expect, tmp_path):
 
 def nth_file_call_fails(s, customer, app, f):
     done = refused = 0
-    for n in (1, 2, 3, 4, 5, 6, 8, 10, 13, 17, 21, 27, 34, 55, 89, 144):  # a write is some dozens of calls
+    for n in (1, 2, 3, 4, 5, 6, 8, 10, 13, 17, 21, 27, 34, 55, 89, 144, 233, 377):  # a write is some dozens of calls
         for code in (errno.EIO, errno.ENOSPC):
             name = f"nth-{n}-{code}"
             f.set(file_errno=code, file_fails_for=0, file_fails_at=n)

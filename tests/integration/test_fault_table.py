@@ -119,18 +119,22 @@ def test_FLT_005_redis_a_little_slow_is_only_slow(arena):
 def test_FLT_007_redis_restarts_empty_under_load(arena):
     good = Load(arena.s.base, WARM, arena.w.auth, 100 / SLOW)
     bad = Load(arena.s.base, "/v2/shop/api/manifests/2.0.0", arena.w.auth, 20, threads=2)
+    away = 0
     try:
         for _ in range(2):
+            t = time.monotonic()
             arena.redis.stop()
             time.sleep(0.2)
             arena.redis.start()
             wait_for("the root to be back", lambda: arena.redis.cmd("EXISTS", "pg:root") == 1)
+            away = max(away, time.monotonic() - t)
             time.sleep(0.5)
     finally:
         seen, errors = good.stop()
         seen_bad, errors_bad = bad.stop()
-    assert set(seen) == {200} and len(seen) > 30 and not errors, (set(seen), errors[:3])
-    assert set(seen_bad) == {403} and not errors_bad
+    held = away < 2  # of the 3 s for which a request is held; a machine that needs longer to start Redis sees 503 between
+    assert set(seen) <= ({200} if held else {200, 503}) and list(seen).count(200) > 30 and not errors, (away, set(seen), errors[:3])
+    assert set(seen_bad) <= ({403} if held else {403, 503}) and not errors_bad
     recovers(arena)
 
 
