@@ -292,7 +292,10 @@ static enum err terms_read(struct api *rq, struct license_row *r)
     take_text(rq, "type", r->type, sizeof r->type);
     take_text(rq, "period", r->period, sizeof r->period);
     take_text(rq, "starts_on", r->starts_on, sizeof r->starts_on);
+    bool renewed = r->auto_renew;
     r->auto_renew = take_bool(rq, "auto_renew", r->auto_renew);
+    if (r->auto_renew && !renewed) /* a cancellation is for one time */
+        r->cancel_at_period_end = false;
     r->cancel_at_period_end = take_bool(rq, "cancel_at_period_end", r->cancel_at_period_end);
     r->requires_activation = take_bool(rq, "requires_activation", r->requires_activation);
     return check_terms(rq, r);

@@ -462,6 +462,7 @@ static enum err move(struct api *rq, const struct transfer *t, struct str applic
     if (!err && is_far)
         err = store_exec(rq->store, NULL, &rq->error,
                          "UPDATE licenses SET vendor_id=?1, application_id=?2, plan_id='', order_id='', upstream_credential_id='', change_at=0,"
+                         " renew_needs_payment=0, payment_failed_at=0, payment_retries=0," /* of the giver's order, which nobody there can pay */
                          " issuer=CASE issuer WHEN '' THEN (SELECT slug FROM vendors WHERE id=?3) ELSE issuer END WHERE id=?4",
                          "zszz", t->to_vendor_id, application_id, t->vendor_id, t->license_id);
     if (!err && is_far)

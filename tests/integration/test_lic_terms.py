@@ -573,3 +573,31 @@ def test_lic_0_15_a_free_period_is_added_also_where_the_license_was_activated_by
             assert paid(s, secret, o)["result"] == "recorded"
         s.api.post(f"/orders/{o['id']}/approve", {}, 200)
         assert (at(lic_of(s, o)["expires_at"]) - at(end)).days == 14, how  # once
+
+
+def test_lic_1_31_what_another_vendor_gets_owes_nothing_to_the_giver(s, cus, secret):
+    c, _ = cus
+    o = order(s, c, plan(s, auto_renew=True, price=PRICE))
+    paid(s, secret, o)
+    failed(s, secret, o)
+    api, v, their = far_vendor(s)
+    t = s.api.post(f"/licenses/{o['license_id']}/transfer", {"to_vendor": v["slug"]})
+    api.post(f"/transfers/{t['id']}/accept", {"secret": t["secret"], "customer_id": their["id"]}, 200)
+    got = api.get(f"/licenses/{o['license_id']}")  # nobody there could pay the order: it would be suspended, and never renew
+    assert got["payment_failed_at"] is None and got["payment_retries"] == 0 and got["effective_status"] in ("active", "expiring") and got["auto_renew"] is True
+    assert sql(s, "SELECT renew_needs_payment FROM licenses WHERE id=?", got["id"]) == [(0,)]
+
+
+def test_lic_2_7_who_renews_again_is_not_cancelled_again(s, cus):
+    c, _ = cus
+    lic = licensed(s, c, plan(s, auto_renew=True))
+    url = f"/licenses/{lic['id']}"
+    s.api.post(url + "/cancel-at-period-end", {}, 200)
+    overdue(s, lic["id"])
+    sql(s, "UPDATE licenses SET wake_at=1 WHERE id=?", lic["id"])
+    wait_for("the end", lambda: s.api.get(url)["auto_renew"] is False, 20)
+    s.api.post(url + "/renew", {}, 200)
+    again = s.api("PATCH", url, {"auto_renew": True}, 200).json()  # it was for that time
+    assert again["cancel_at_period_end"] is False and again["renews_at"] == again["expires_at"]
+    assert s.api("PATCH", url, {"auto_renew": True, "cancel_at_period_end": True}, 200).json()["cancel_at_period_end"] is True
+    assert s.api("PATCH", url, {"auto_renew": True}, 200).json()["cancel_at_period_end"] is True  # it renewed before
