@@ -220,7 +220,9 @@ def test_i08_head_is_get_without_body(w):
     child = up["children"][0]
     for path in ("manifests/1.0.0", f"manifests/{up['digest']}", f"blobs/{child['config']}", f"blobs/{child['layers'][1]}", "manifests/2.0.0",
                  f"manifests/{down['digest']}", f"blobs/{down['children'][0]['config']}", "manifests/9.9.9", "tags/list"):
-        g, h = w.get("/v2/shop/api/" + path), w.get("/v2/shop/api/" + path, method="HEAD")
+        g = None
+        while g is None or w.get("/v2/shop/api/" + path).content != g.content and g.status_code == 200:  # a list of tags may become longer meanwhile
+            g, h = w.get("/v2/shop/api/" + path), w.get("/v2/shop/api/" + path, method="HEAD")
         assert g.status_code == h.status_code, path
         assert h.content == b""
         keep = ("Content-Type", "Content-Length", "Docker-Content-Digest", "ETag")
@@ -257,21 +259,23 @@ def test_i11_indistinguishable(w):
     pairs = [(f"manifests/{hidden['digest']}", f"manifests/{none}"), (f"blobs/{hidden['children'][0]['config']}", f"blobs/{none}"),
              (f"referrers/{hidden['digest']}", f"referrers/{none}")]
     for a, b in pairs:
-        forms, times = [], []
+        forms = []
         for path in (a, b):
             r = w.get("/v2/shop/api/" + path)
             forms.append((r.status_code, r.reason, r.content, sorted((k, v) for k, v in r.headers.items() if k not in ("Date", "X-Request-Id"))))
         assert forms[0] == forms[1]
         with requests.Session() as s:
             s.headers["Authorization"] = w.auth
-            for path in (a, b):
-                sample = []
-                for _ in range(60):
+            for _ in range(3):  # what differs by the path differs each time, what differs by the machine does not
+                times = {a: [], b: []}
+                for path in (a, b) * 60:
                     t = time.perf_counter()
                     s.get(f"{w.s.base}/v2/shop/api/{path}")
-                    sample.append(time.perf_counter() - t)
-                times.append(statistics.median(sample))
-        assert abs(times[0] - times[1]) < 0.005 * SLOW
+                    times[path].append(time.perf_counter() - t)
+                apart = abs(statistics.median(times[a]) - statistics.median(times[b]))
+                if apart < 0.005 * SLOW:
+                    break
+        assert apart < 0.005 * SLOW
     # a tag: the same words but for the tag that the client itself sent
     a, b = (w.get(f"/v2/shop/api/manifests/{t}") for t in ("2.0.0", "3.0.0"))
     ref = lambda r: r.text.replace("2.0.0", "T").replace("3.0.0", "T").replace(r.headers["X-Request-Id"], "R")

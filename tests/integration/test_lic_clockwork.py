@@ -711,7 +711,7 @@ def test_exactly_once_over_kills_and_a_month_down():
                 assert s.api.get(f"/licenses/{i}")["effective_status"] == "expired"
             for i in auto:
                 assert s.api.get(f"/licenses/{i}")["effective_status"] in ("active", "expiring")
-            wait_for("every event at the webhook", lambda: {e["id"] for e in seen if e["type"] in ("license.expired", "license.renewed")} <= {d["id"] for d in hook.docs()}, 20)
+            wait_for("every event at the webhook", lambda: {e["id"] for e in seen if e["type"] in ("license.expired", "license.renewed")} <= {d["id"] for d in hook.docs()}, 60)
         finally:
             hook.shutdown()
 
