@@ -376,7 +376,8 @@ static enum err event_list(struct api *rq)
         err = store_step(st, &row, &rq->error);
         if (err || !row)
             break;
-        bool is_hidden = rq->role < ROLE_SUPPORT && str_starts(store_col_str(st, 2), S("pull.")); /* as the pull log is */
+        struct str type = store_col_str(st, 2);
+        bool is_hidden = rq->role < ROLE_SUPPORT && (str_starts(type, S("pull.")) || str_starts(type, S("user."))); /* as the pull log and the people are */
         if (!is_hidden && event_wanted(sb_str(&f[TYPES]), store_col_str(st, 2))) {
             if (!take_row(&page, rq->out, 0, store_col_int(st, 0)))
                 break;

@@ -258,6 +258,14 @@ static bool is_self(const struct api *rq, const struct user *u)
     return rq->owner_id && strcmp(rq->owner_id, u->id) == 0;
 }
 
+/* A person does not end: whoever acts with a token that does would outlive it in him. Customers' people have no rights here. */
+static enum err lasting_check(struct api *rq, enum role role)
+{
+    if (role < ROLE_CUSTOMER && rq->token_expires_s)
+        return api_fail(rq, ERR_DENIED, "rights_exceeded", NULL, "a token that ends gives nobody a password or a role, which do not");
+    return ERR_OK;
+}
+
 /* What he must show his password for, where it is his own, is no matter of who he is alone. */
 static enum err other_check(struct api *rq, const struct user *u)
 {
@@ -413,6 +421,8 @@ static enum err user_create(struct api *rq)
     if (!err)
         err = say_check(rq, role_parse(role));
     if (!err)
+        err = lasting_check(rq, role_parse(role));
+    if (!err)
         err = api_lookup(rq, customer.n ? "SELECT 1 FROM users WHERE customer_id=? AND removed_at=0 LIMIT 1 OFFSET 9999"
                                         : "SELECT 1 FROM users WHERE vendor_id=? AND customer_id='' AND removed_at=0 LIMIT 1 OFFSET 9999",
                          customer.n ? customer : str_c(rq->vendor_id), NULL, &is_full);
@@ -465,6 +475,10 @@ static enum err user_update(struct api *rq)
         err = api_fail(rq, ERR_DENIED, "rights_exceeded", "role", "role: your own is for others to change");
     if (!err && wanted != u.role)
         err = say_check(rq, wanted);
+    if (!err && wanted > u.role)
+        err = lasting_check(rq, wanted);
+    if (!err && u.disabled && !disabled)
+        err = lasting_check(rq, u.role);
     bool is_less = wanted != u.role && wanted != ROLE_OWNER && wanted != ROLE_OPERATOR;
     if (!err && (is_less || (disabled && !u.disabled)))
         err = owner_check(rq, &u);
@@ -522,6 +536,8 @@ static enum err user_invite(struct api *rq)
         err = say_check(rq, u.role);
     if (!err)
         err = other_check(rq, &u);
+    if (!err)
+        err = lasting_check(rq, u.role);
     if (!err && u.disabled)
         err = api_fail(rq, ERR_CONFLICT, "action_not_allowed", NULL, "he is disabled");
     if (!err)
@@ -544,6 +560,8 @@ static enum err user_reset_totp(struct api *rq)
         err = say_check(rq, u.role);
     if (!err)
         err = other_check(rq, &u);
+    if (!err)
+        err = lasting_check(rq, u.role);
     if (!err)
         err = store_exec(rq->store, NULL, &rq->error,
                          "UPDATE users SET totp_sealed='', totp_enabled_at=0, totp_step=0, updated_at=?, rev=rev+1 WHERE id=?", "iz", rq->now_s, u.id);

@@ -493,15 +493,20 @@ static enum err exchange_check_body(struct exchange *ex)
 
 /* ---- idempotency ----------------------------------------------------------------------------------------------------- */
 
+/* A MAC, for the body may hold a password, and a bare hash of it could be guessed at from a copy of the store. An operator's same words
+ * for another vendor are another request. */
 static void idempotency_hash(struct api *rq, struct strbuf *ret)
 {
     struct strbuf text = {0};
+    char mac[CREDENTIAL_HASH_MAX];
     uint8_t sum[32];
     seal_sha256(rq->body, sum);
-    sb_addf(&text, "%s\n%s\n%s\n", route_method_text(rq->method), rq->path, rq->query ? rq->query : "");
+    sb_addf(&text, "idempotency\n%s\n%s\n%s\n%s\n", rq->vendor_id ? rq->vendor_id : "", route_method_text(rq->method), rq->path, rq->query ? rq->query : "");
     sb_add_hex(&text, sum, sizeof sum);
-    seal_sha256(sb_str(&text), sum);
-    sb_add_hex(ret, sum, sizeof sum);
+    credential_hash(rq->admin->keys, sb_str(&text), mac);
+    sb_addc(ret, mac);
+    mem_cleanse(sum, sizeof sum);
+    mem_cleanse(text.p, text.n);
     sb_free(&text);
 }
 
