@@ -393,14 +393,14 @@ static bool is_among(struct api *rq, const struct jv *grant, const struct jv *li
     return false;
 }
 
-enum err grants_exchange(struct api *rq, const struct license_row *r, const struct jv *has, const struct jv *list, bool keeps_others)
+enum err grants_exchange(struct api *rq, const struct license_row *r, const struct jv *has, const struct jv *list, int64_t since)
 {
     enum err err = ERR_OK;
     char prefix[API_FIELD_MAX], id[ID_MAX];
     size_t n = jv_len(has);
     for (size_t i = 0; i < jv_len(has) && !err; i++) {
         const struct jv *grant = jv_at(has, i);
-        if (r->grants_locked || (is_plans(grant) ? is_among(rq, grant, list, false) : keeps_others))
+        if (r->grants_locked || (is_plans(grant) ? is_among(rq, grant, list, false) : time_of(rq, grant, "created_at", false) > since))
             continue;
         n--;
         err = store_exec(rq->store, NULL, &rq->error, "DELETE FROM grants WHERE id=?", "s", jv_get_str(grant, "id"));

@@ -760,6 +760,14 @@ static enum err slug_of(struct api *rq, const char *sql, struct str id, struct j
     return err;
 }
 
+/* Does "selector:value" say all of the grant? */
+static bool grant_is_plain(const struct jv *grant)
+{
+    struct str value = jv_get_str(grant, "value");
+    return !(value.n && memchr(value.p, ';', value.n)) && !jv_get_str(grant, "not_before").n && !jv_get_str(grant, "not_after").n &&
+           !jv_len(jv_get(grant, "repositories")) && !jv_get_bool(grant, "include_prerelease", false) && !str_eq(jv_get_str(grant, "on_move"), S("pin"));
+}
+
 /* A license as an import reads it. */
 static enum err export_row(struct api *rq, struct str id, bool is_csv, struct jv **ret)
 {
@@ -782,7 +790,7 @@ static enum err export_row(struct api *rq, struct str id, bool is_csv, struct jv
             for (size_t g = 0; g < jv_len(v); g++) {
                 const struct jv *grant = jv_at(v, g);
                 sb_addf(&grants, "%s%.*s:%.*s", g ? ";" : "", STR(jv_get_str(grant, "selector")), STR(jv_get_str(grant, "value")));
-                is_simple = is_simple && !memchr(jv_get_str(grant, "value").n ? jv_get_str(grant, "value").p : "", ';', jv_get_str(grant, "value").n);
+                is_simple = is_simple && grant_is_plain(grant);
             }
             if (is_simple)
                 jv_set_str(row, name, sb_str(&grants));

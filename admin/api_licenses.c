@@ -516,7 +516,8 @@ static enum err license_update_as(struct api *rq, enum lifecycle_action action, 
     if (!err && had_end && r.expires_at && r.expires_at != had_end)
         err = plans_move_scheduled(rq, str_c(r.id), had_end, r.expires_at);
     if (!err && jv_type(grants) == JV_ARRAY) {
-        err = grants_exchange(rq, &r, jv_get(rq->before, "grants"), grants, jv_get_bool(rq->in, "keep_grants", true));
+        int64_t since = jv_get_bool(rq->in, "keep_grants", true) ? 0 : jv_get_int(rq->in, "keep_grants_after", INT64_MAX);
+        err = grants_exchange(rq, &r, jv_get(rq->before, "grants"), grants, since);
         if (!err)
             err = tags_pin_license(rq->store, str_c(r.id), rq->now_s, &rq->error);
     }

@@ -158,11 +158,17 @@ static enum err subscription_change(struct api *rq, struct str id)
         err = api_fail(rq, ERR_CONFLICT, "other_customer", "customer_id", "customer_id: the subscription is another customer's");
     if (!err && str_eq(jv_get_str(license, "status"), S("revoked")) && str_eq(jv_get_str(rq->in, "status"), S("revoked")))
         goto out; /* as it was told before */
+    struct str to = jv_get_str(rq->in, "status");
+    bool is_end = str_eq(to, S("revoked")), is_back = str_eq(to, S("active")) && str_eq(jv_get_str(license, "status"), S("suspended"));
+    if (!err && (is_end || is_back)) /* what is suspended does not change its plan; what ends needs no other */
+        err = subscription_status(rq, id, license);
+    if (!err && is_end)
+        goto out;
     if (!err && !str_eq(jv_get_str(license, "plan_id"), jv_get_str(rq->in, "plan_id")))
         err = plans_change(rq, id, jv_get_str(rq->in, "plan_id"), &(struct plan_change){.reason = S("marketplace")});
     if (!err)
         err = subscription_terms(rq, id);
-    if (!err)
+    if (!err && !is_back)
         err = subscription_status(rq, id, license);
 out:
     jv_free(rq->out);

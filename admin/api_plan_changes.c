@@ -189,6 +189,8 @@ static enum err change_body(struct api *rq, const struct jv *license, const stru
            c->drops_limits || !base.features ? jv_copy(jv_get(plan, "features"))
                                              : members_merged(jv_get(plan, "features"), jv_get(license, "features"), base.features));
     jv_set_bool(in, "keep_grants", !c->drops_grants);
+    if (c->asked_at)
+        jv_set_int(in, "keep_grants_after", c->asked_at);
     base_free(&base);
     jv_set_int(in, "trial_days", 0);
     jv_set_c(in, "starts_on", "");
@@ -402,7 +404,7 @@ enum err plans_apply_scheduled(struct api *rq, struct str license_id)
     bool row = false;
     char *id = str_dup(license_id); /* may be of an answer that the change replaces */
     enum err err = store_query(rq->store, &st, &rq->error,
-                               "SELECT c.plan_id, c.keep_grants, c.keep_limits, c.reason FROM scheduled_changes c JOIN licenses l ON l.id=c.license_id WHERE c.license_id=? AND c.vendor_id=?"
+                               "SELECT c.plan_id, c.keep_grants, c.keep_limits, c.reason, c.created_at FROM scheduled_changes c JOIN licenses l ON l.id=c.license_id WHERE c.license_id=? AND c.vendor_id=?"
                                " AND c.status='pending' AND c.at<=? AND l.status<>'suspended'",
                                "zzi", id, rq->vendor_id, rq->now_s);
     if (!err)
@@ -413,6 +415,7 @@ enum err plans_apply_scheduled(struct api *rq, struct str license_id)
         c.drops_limits = store_col_int(st, 2) == 0;
         sb_add(&reason, store_col_str(st, 3).n ? store_col_str(st, 3) : S("scheduled"));
         c.reason = sb_str(&reason);
+        c.asked_at = store_col_int(st, 4);
     }
     store_done(&st);
     if (err || !row)

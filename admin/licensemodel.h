@@ -52,8 +52,8 @@ enum err grant_insert(struct api *rq, const struct license_row *r, const struct 
 /* Do two grants, as the API prints or takes them, select the same? */
 bool grants_same(struct api *rq, const struct jv *a, const struct jv *b);
 /* Of the grants it has (as printed), the plan's become those of `list`; those that select the same stay, with their age and pins. Others stay
- * unless told; all of a license whose grants are locked. */
-enum err grants_exchange(struct api *rq, const struct license_row *r, const struct jv *has, const struct jv *list, bool keeps_others) MUST_USE;
+ * that were made after `since` (0: all of them); all of a license whose grants are locked. */
+enum err grants_exchange(struct api *rq, const struct license_row *r, const struct jv *has, const struct jv *list, int64_t since) MUST_USE;
 
 /* ---- dry runs (effect.c) ------------------------------------------------------------------------------------------------- */
 

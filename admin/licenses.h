@@ -27,7 +27,7 @@ enum err licenses_act(struct api *rq, struct str id, const char *action, const s
 
 /* PATCH /licenses/{id} with `in`, which may also name "plan_id" and "grants" here: what its plan grants from then on, instead of what the plan
  * granted so far (those that select the same stay as they are, with their age and pins). Grants that are not the plan's stay, unless
- * "keep_grants" is false; where grants are locked, all of them do. `action` is judged ("change-plan", "update"); event: of history and event
+ * "keep_grants" is false and they are not younger than "keep_grants_after" (a time; all, when absent); where grants are locked, all do. `action` is judged ("change-plan", "update"); event: of history and event
  * log, NULL: the action's. reason may be {NULL,0}. */
 enum err licenses_change(struct api *rq, struct str id, const char *action, const struct jv *in, const char *event, struct str reason)
     MUST_USE;

@@ -38,7 +38,8 @@ extern const struct field SCHEDULED_CHANGE_FIELDS[];
 /* change-plan as its route does it, now or at the end of the period. rq->out: the license. */
 struct plan_change {
     bool is_next_period;
-    bool drops_grants; /* also those that are not the plan's */
+    bool drops_grants; /* also those that are not the plan's; those that were there when it was asked for */
+    int64_t asked_at;  /* 0: now */
     bool drops_limits; /* limits and features that were changed by hand become the plan's */
     struct str reason; /* {NULL,0}: none */
 };

@@ -601,3 +601,52 @@ def test_lic_2_7_who_renews_again_is_not_cancelled_again(s, cus):
     assert again["cancel_at_period_end"] is False and again["renews_at"] == again["expires_at"]
     assert s.api("PATCH", url, {"auto_renew": True, "cancel_at_period_end": True}, 200).json()["cancel_at_period_end"] is True
     assert s.api("PATCH", url, {"auto_renew": True}, 200).json()["cancel_at_period_end"] is True  # it renewed before
+
+
+def test_lic_2_20_what_is_granted_after_a_change_was_asked_for_is_not_dropped_by_it(s, cus):
+    c, auth = cus
+    lic, low = licensed(s, c, plan(s)), plan(s, grants=[{"selector": "exact", "value": "1.0.0"}])
+    lic = grant(s, lic, "2.1.0-beta.1")
+    change(s, lic, low, "next_period", keep_grants=False, reason="agreed")
+    sql(s, "UPDATE scheduled_changes SET created_at=created_at-5 WHERE license_id=?", lic["id"])
+    sql(s, "UPDATE grants SET created_at=created_at-10 WHERE license_id=?", lic["id"])
+    grant(s, lic, "2.0.0", note="hotfix of the night")
+    overdue(s, lic["id"])
+    sql(s, "UPDATE licenses SET wake_at=1 WHERE id=?", lic["id"])
+    down = wait_for("the change", lambda: (lambda x: x if x["plan_id"] == low["id"] else None)(s.api.get(f"/licenses/{lic['id']}")), 20)
+    assert origins(down) == [("hand", "exact", "2.0.0"), ("plan", "exact", "1.0.0")]
+    pull(s, auth, "2.0.0", 200)
+
+
+# ---- marketplaces -------------------------------------------------------------------------------------------------------------
+
+
+def test_lic_2_21_a_marketplace_reinstates_with_another_plan_and_revokes_whatever_it_is(s, cus):
+    c, auth = cus
+    p, q = plan(s), plan(s, grants=[{"selector": "all"}])
+    for last in ("active", "revoked"):
+        url = f"/licenses/by-external/aws/sub-{next(s.n)}"
+        body = {"customer_id": c["id"], "plan_id": p["id"], "name": f"Sold {last}"}
+        s.api("PUT", url, body, 200)
+        s.api("PUT", url, {**body, "status": "suspended", "reason": "unsubscribed"}, 200)
+        done = s.api("PUT", url, {**body, "plan_id": q["id"], "status": last}, 200).json()
+        assert done["status"] == last and (last == "revoked" or done["plan_id"] == q["id"])
+        if last == "active":
+            pull(s, auth, "2.0.0", 200)
+        s.api("PUT", url, {**body, "plan_id": q["id"], "status": last}, 200)
+
+
+def test_lic_4_8_an_exported_grant_comes_back_as_narrow_as_it_was(s, cus):
+    c, _ = cus
+    narrow = [{"selector": "exact", "value": "1.0.0", "not_after": "2090-01-01T00:00:00Z"}, {"selector": "exact", "value": "1.1.0", "not_before": "2020-01-01T00:00:00Z"},
+              {"selector": "all", "repositories": ["shop/api"]}, {"selector": "range", "value": "^1", "include_prerelease": True}, {"selector": "range", "value": "^2", "on_move": "pin"}]
+    names = ("selector", "value", "not_before", "not_after", "repositories", "include_prerelease", "on_move")
+    for one in [*([g] for g in narrow), narrow]:
+        lic = s.api.post("/licenses", {"name": f"L{next(s.n)}", "customer_id": c["id"], "application_id": s.app["id"], "grants": one})
+        out = requests.get(f"{s.admin_base}/api/v1/licenses/export?format=csv&id={lic['id']}", headers={"Authorization": "Bearer " + s.token}).text
+        back = bring(s, out.replace(lic["id"], "").replace(lic["name"], "Copy of " + lic["name"]))
+        copy = s.api.get("/licenses/" + back["lines"][0]["id"])
+        assert [{k: g[k] for k in names} for g in copy["grants"]] == [{k: g[k] for k in names} for g in lic["grants"]]
+    plain = licensed(s, c, plan(s))
+    out = requests.get(f"{s.admin_base}/api/v1/licenses/export?format=csv&id={plain['id']}", headers={"Authorization": "Bearer " + s.token}).text
+    assert "range:^1" in out, "short where that says all"
