@@ -8,8 +8,6 @@
 #include "pullgate/mem.h"
 #include "tags.h"
 
-#define EXCLUDED_MAX 100 /* versions taken out of one grant */
-
 /* ---- schemas ----------------------------------------------------------------------------------------------------------- */
 
 const struct field GRANT_FIELDS[] = {
@@ -105,7 +103,7 @@ enum err grant_insert(struct api *rq, const struct license_row *r, const struct 
     struct error error = {0};
     int64_t not_before = 0, not_after = 0;
     struct str value = jv_get_str(in, "value"), on_move = jv_get_str(in, "on_move"), note = jv_get_str(in, "note");
-    struct strbuf repositories = {0};
+    struct strbuf repositories = {0}, excluded = {0};
     if (!selector_kind_parse(jv_get_str(in, "selector"), &kind)) {
         api_field(field, "%s%s", prefix, "selector");
         return api_fail(rq, ERR_INVALID, "invalid_field", field, "%s: no such selector", field);
@@ -122,14 +120,18 @@ enum err grant_insert(struct api *rq, const struct license_row *r, const struct 
         return err;
     if (jv_len(jv_get(in, "repositories")))
         jv_dump(jv_get(in, "repositories"), &repositories);
+    if (jv_len(jv_get(in, "excluded")))
+        jv_dump(jv_get(in, "excluded"), &excluded);
     id_new("grt_", id);
     err = store_exec(rq->store, NULL, &rq->error,
                      "INSERT INTO grants (id, license_id, selector, value, include_prerelease, not_before, not_after, on_move, "
-                     "repositories, created_at, note, origin)"
-                     " VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
-                     "zzzsbiissisz", id, r->id, selector_kind_text(kind), value, jv_get_bool(in, "include_prerelease", false), not_before,
+                     "repositories, created_at, note, origin, excluded)"
+                     " VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                     "zzzsbiissiszs", id, r->id, selector_kind_text(kind), value, jv_get_bool(in, "include_prerelease", false), not_before,
                      not_after, on_move.p ? on_move : S("follow"), repositories.n ? sb_str(&repositories) : S("[]"), rq->now_s,
-                     note.p ? note : S(""), jv_get_c(in, "origin", origin));
+                     note.p ? note : S(""), jv_get_c(in, "origin", origin),
+                     excluded.n ? sb_str(&excluded) : S("[]"));
+    sb_free(&excluded);
     sb_free(&repositories);
     return err;
 }
@@ -328,8 +330,8 @@ static enum err grant_remove_version(struct api *rq)
         err = refuse_locked(rq, &r, "the version cannot be removed");
     if (!err && (str_eq(selector, S("exact")) || str_eq(selector, S("digest"))))
         err = api_fail(rq, ERR_CONFLICT, "single_grant", NULL, "the grant selects nothing else: remove the grant itself");
-    if (!err && jv_len(excluded) >= EXCLUDED_MAX)
-        err = api_fail(rq, ERR_CONFLICT, "too_many_versions", NULL, "at most %d versions are taken out of a grant: narrow it", EXCLUDED_MAX);
+    if (!err && jv_len(excluded) >= GRANT_EXCLUDED_MAX)
+        err = api_fail(rq, ERR_CONFLICT, "too_many_versions", NULL, "at most %d versions are taken out of a grant: narrow it", GRANT_EXCLUDED_MAX);
     for (size_t i = 0; i < jv_len(excluded) && !err; i++)
         if (str_eq(jv_str(jv_at(excluded, i)), version))
             err = api_fail(rq, ERR_CONFLICT, "already_removed", "version", "version: was taken out of this grant before");

@@ -237,8 +237,8 @@ static enum err line_customer(struct api *rq, const struct import *im, const str
     return err;
 }
 
-/* The body of POST or PATCH: what the line's cells say. */
-static enum err line_body(struct api *rq, const struct jv *row, struct jv *in)
+/* The body of POST or PATCH: what the line's cells say; the grants as they stand there into *ret_told, which the caller frees. */
+static enum err line_body(struct api *rq, const struct jv *row, struct jv *in, struct jv **ret_told)
 {
     enum err err = ERR_OK;
     struct jv *metadata = NULL;
@@ -258,6 +258,7 @@ static enum err line_body(struct api *rq, const struct jv *row, struct jv *in)
         }
     }
     struct jv *grants = jv_get(in, "grants");
+    *ret_told = grants ? jv_copy(grants) : NULL;
     for (size_t i = 0; i < jv_len(grants); i++) { /* as an export has them */
         for (const struct field *shown = GRANT_FIELDS; shown->name; shown++) {
             const struct field *in_too = GRANT_IN_FIELDS;
@@ -313,16 +314,34 @@ static enum err line_own_columns(struct api *rq, const struct jv *row, struct st
     return err;
 }
 
-/* Whose the grants are, where the line says it as an export does. */
-static void line_origins(const struct jv *row, struct jv *in)
+static enum err excluded_check(struct api *rq, const struct jv *list, size_t i)
+{
+    char field[API_FIELD_MAX];
+    struct error error = {0};
+    bool good = jv_type(list) == JV_ARRAY && jv_len(list) <= GRANT_EXCLUDED_MAX;
+    for (size_t k = 0; good && k < jv_len(list); k++)
+        good = jv_type(jv_at(list, k)) == JV_STRING && selector_check(SELECTOR_EXACT, jv_str(jv_at(list, k)), &error) == ERR_OK;
+    api_field(field, "grants[%zu].excluded", i);
+    return good ? ERR_OK : bad_cell(rq, field, "at most 100 versions");
+}
+
+/* What an export tells of a grant and no client may: whose it is, and the versions that were taken out of it. */
+static enum err line_grants_told(struct api *rq, const struct jv *told, struct jv *in)
 {
     static const char *const ORIGINS[] = {"plan", "hand", "coupon", "import"};
-    const struct jv *told = jv_get(row, "grants");
     struct jv *grants = jv_get(in, "grants");
-    for (size_t i = 0; i < jv_len(told) && i < jv_len(grants) && jv_type(told) == JV_ARRAY; i++)
+    enum err err = ERR_OK;
+    for (size_t i = 0; !err && i < jv_len(told) && i < jv_len(grants) && jv_type(told) == JV_ARRAY; i++) {
+        const struct jv *excluded = jv_get(jv_at(told, i), "excluded");
         for (size_t k = 0; k < sizeof ORIGINS / sizeof *ORIGINS; k++)
             if (str_eq_c(jv_get_str(jv_at(told, i), "origin"), ORIGINS[k]))
                 jv_set_c(jv_at(grants, i), "origin", ORIGINS[k]);
+        if (jv_type(excluded) > JV_NULL)
+            err = excluded_check(rq, excluded, i);
+        if (!err && jv_len(excluded))
+            jv_set(jv_at(grants, i), "excluded", jv_copy(excluded));
+    }
+    return err;
 }
 
 static bool is_nothing(const struct jv *v)
@@ -378,8 +397,8 @@ static enum err line_status(struct api *rq, const struct jv *row, struct str id,
     return err;
 }
 
-static enum err line_create(struct api *rq, const struct jv *row, struct jv *in, struct str customer_id, struct str application_id,
-                            struct line_result *res)
+static enum err line_create(struct api *rq, const struct jv *row, struct jv *in, const struct jv *told, struct str customer_id,
+                            struct str application_id, struct line_result *res)
 {
     struct str status = cell(row, "status"), key = cell(row, "key");
     struct strbuf id = {0}, plan_id = {0};
@@ -391,7 +410,8 @@ static enum err line_create(struct api *rq, const struct jv *row, struct jv *in,
     if (status.n)
         jv_set_str(in, "status", is_late ? S("active") : status);
     enum err err = api_call_check(rq, HEAD_POST, "/api/v1/licenses", in);
-    line_origins(row, in);
+    if (!err)
+        err = line_grants_told(rq, told, in);
     if (!err)
         err = line_plan(rq, row, &plan_id);
     if (!err && plan_id.n)
@@ -518,13 +538,13 @@ static enum err import_line(struct api *rq, void *ctx, size_t i)
     const struct row_in *line = &im->rows.rows[i];
     struct line_result *res = &im->results[i];
     struct strbuf customer = {0}, application = {0}, id = {0};
-    struct jv *in = jv_object();
+    struct jv *in = jv_object(), *told = NULL;
     bool found = false, known = false;
     if (!line->values) {
         jv_free(in);
         return api_fail(rq, ERR_INVALID, "invalid_line", NULL, "%s", line->error.text);
     }
-    enum err err = line_body(rq, line->values, in);
+    enum err err = line_body(rq, line->values, in, &told);
     if (!err)
         err = line_find(rq, line->values, &id, &found);
     if (!err && found && !im->is_upsert)
@@ -558,9 +578,10 @@ static enum err import_line(struct api *rq, void *ctx, size_t i)
         err = api_fail(rq, ERR_INVALID, "missing_field", customer.n ? "application" : "customer", "%s: missing",
                        customer.n ? "application" : "customer");
     } else if (!err) {
-        err = line_create(rq, line->values, in, sb_str(&customer), sb_str(&application), res);
+        err = line_create(rq, line->values, in, told, sb_str(&customer), sb_str(&application), res);
     }
     jv_free(in);
+    jv_free(told);
     sb_free(&customer);
     sb_free(&application);
     sb_free(&id);
@@ -765,7 +786,7 @@ static bool grant_is_plain(const struct jv *grant)
 {
     struct str value = jv_get_str(grant, "value");
     return !(value.n && memchr(value.p, ';', value.n)) && !jv_get_str(grant, "not_before").n && !jv_get_str(grant, "not_after").n &&
-           !jv_len(jv_get(grant, "repositories")) && !jv_get_bool(grant, "include_prerelease", false) && !str_eq(jv_get_str(grant, "on_move"), S("pin"));
+           !jv_len(jv_get(grant, "repositories")) && !jv_len(jv_get(grant, "excluded")) && !jv_get_bool(grant, "include_prerelease", false) && !str_eq(jv_get_str(grant, "on_move"), S("pin"));
 }
 
 /* A license as an import reads it. */

@@ -7,7 +7,8 @@
 #include "pullgate/credential.h"
 #include "pullgate/lifecycle.h"
 
-#define GRANTS_MAX 200 /* of one license */
+#define GRANTS_MAX         200 /* of one license */
+#define GRANT_EXCLUDED_MAX 100 /* versions taken out of one grant */
 
 /* What handlers compute with; the rest of a license is read and written by column. */
 struct license_row {
@@ -46,7 +47,7 @@ extern const struct field GRANT_FIELDS[], GRANT_IN_FIELDS[];
 extern const struct field LIMIT_IN_FIELDS[];
 extern const struct schema LICENSE_ANSWER; /* of api_licenses.c */
 /* One grant into the license. prefix names it in a refusal: "grants[0]." or "". origin: whose it is, where `in` has no member of that name:
- * "plan", "hand", "coupon", "import". */
+ * "plan", "hand", "coupon", "import". A member "excluded" was checked. */
 enum err grant_insert(struct api *rq, const struct license_row *r, const struct jv *in, const char *origin, const char *prefix,
                       char id[ID_MAX]) MUST_USE;
 /* Do two grants, as the API prints or takes them, select the same? */

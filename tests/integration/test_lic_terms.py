@@ -7,7 +7,7 @@ import sqlite3
 import requests
 
 from admin_fixture import problem, second_vendor  # noqa: F401
-from stack import wait_for
+from stack import basic, wait_for
 from test_lic_plans import at, change, coupon, cus, days_from_now, denied, events, failed, history, hook, lic_of, licensed, order, paid, plan, portal, pull, s, secret  # noqa: F401
 
 
@@ -650,3 +650,24 @@ def test_lic_4_8_an_exported_grant_comes_back_as_narrow_as_it_was(s, cus):
     plain = licensed(s, c, plan(s))
     out = requests.get(f"{s.admin_base}/api/v1/licenses/export?format=csv&id={plain['id']}", headers={"Authorization": "Bearer " + s.token}).text
     assert "range:^1" in out, "short where that says all"
+
+
+def test_lic_4_8_a_version_that_was_taken_away_does_not_come_back_by_an_import(s, cus):
+    c, _ = cus
+    lic = licensed(s, c, plan(s))
+    s.api.post(f"/licenses/{lic['id']}/grants/{lic['grants'][0]['id']}/remove-version", {"version": "1.1.0", "reason": "CVE"}, 200)
+    for form in ("csv", "ndjson"):
+        other = s.add_customer(f"cus{next(s.n)}")
+        out = requests.get(f"{s.admin_base}/api/v1/licenses/export?format={form}&id={lic['id']}", headers={"Authorization": "Bearer " + s.token}).text.replace(lic["id"], "")
+        text = out.replace(c["slug"], other["slug"]) if form == "csv" else [{**json.loads(out), "customer": other["slug"]}]
+        copy = s.api.get("/licenses/" + bring(s, text)["lines"][0]["id"])
+        assert [(g["excluded"], g["origin"]) for g in copy["grants"]] == [(["1.1.0"], "plan")], form
+        auth = basic(other["slug"], s.add_credential(other["id"])["secret"])
+        pull(s, auth, "1.0.0", 200)
+        denied(s, auth, "1.1.0", "version_not_granted")
+    for bad in ("1.1.0", [1], ["a b"], ["1.0.%d" % n for n in range(101)], {"a": 1}):
+        line = {"customer": c["slug"], "application": "shop", "name": "bad", "grants": [{"selector": "range", "value": "^1", "excluded": bad}]}
+        r = bring(s, [line], "dry_run=1")["lines"][0]
+        assert (r["result"], r["field"]) == ("failed", "grants[0].excluded"), (bad, r)
+    line["grants"][0].update(excluded=[], origin="nobody")
+    assert bring(s, [line], "dry_run=1")["created"] == 1
