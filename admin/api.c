@@ -208,6 +208,18 @@ bool api_page_take(struct page *p, struct jv *out, int64_t key, const char *id)
     return false;
 }
 
+enum err api_page_rows(struct api *rq, struct page *p, struct store_stmt *st, int key, struct jv *(*print)(const struct store_stmt *st))
+{
+    struct jv *items = jv_get(rq->out, "items");
+    for (;;) {
+        bool row = false;
+        enum err err = store_step(st, &row, &rq->error);
+        if (err || !row || !api_page_take(p, rq->out, store_col_int(st, key), store_col_str(st, 0).p))
+            return err;
+        jv_push(items, print(st));
+    }
+}
+
 /* ---- small things ---------------------------------------------------------------------------------------------------- */
 
 enum err api_lookup(struct api *rq, const char *sql, struct str param, struct strbuf *ret, bool *ret_found)

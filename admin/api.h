@@ -202,6 +202,8 @@ struct page {
 enum err api_page(struct api *rq, struct page *ret) MUST_USE;
 /* Call with each row's key and id before pushing it: false, and next_cursor set, when the page is full. */
 bool api_page_take(struct page *p, struct jv *out, int64_t key, const char *id);
+/* The rows of a list whose key is the number in column key and whose id is in column 0, each as print() has it, into rq->out. */
+enum err api_page_rows(struct api *rq, struct page *p, struct store_stmt *st, int key, struct jv *(*print)(const struct store_stmt *st)) MUST_USE;
 /* {"items":[],"next_cursor":null} as rq->out; returns the array. */
 struct jv *api_list(struct api *rq);
 

@@ -223,7 +223,6 @@ static enum err application_list(struct api *rq)
 {
     struct page page;
     struct store_stmt *st = NULL;
-    bool row;
     enum err err = api_page(rq, &page);
     if (err)
         return err;
@@ -232,12 +231,8 @@ static enum err application_list(struct api *rq)
                       "SELECT " APPLICATION_COLUMNS " FROM applications WHERE vendor_id=? AND archived_at=0 AND (created_at, id) > (?,?)"
                       " ORDER BY created_at, id LIMIT ?",
                       "zizi", rq->vendor_id, page.after_key, page.after_id, (int64_t)page.limit + 1);
-    while (!err) {
-        err = store_step(st, &row, &rq->error);
-        if (err || !row || !api_page_take(&page, rq->out, store_col_int(st, 5), store_col_str(st, 0).p))
-            break;
-        jv_push(items, application_print(st));
-    }
+    if (!err)
+        err = api_page_rows(rq, &page, st, 5, application_print);
     store_done(&st);
     for (size_t i = 0; !err && i < jv_len(items); i++) {
         struct jv *a = jv_at(items, i), *repositories;
@@ -353,24 +348,19 @@ static enum err repository_list(struct api *rq)
     int64_t rev;
     struct page page;
     struct store_stmt *st = NULL;
-    bool row;
     enum err err = api_page(rq, &page);
     if (!err)
         err = application_load(rq, rq->params[0], &app, &rev);
     if (err)
         return err;
     jv_free(app);
-    struct jv *items = api_list(rq);
+    (void)api_list(rq);
     err = store_query(rq->store, &st, &rq->error,
                       "SELECT " REPOSITORY_COLUMNS
                       " FROM repositories WHERE application_id=? AND (created_at, id) > (?,?) ORDER BY created_at, id LIMIT ?",
                       "sizi", rq->params[0], page.after_key, page.after_id, (int64_t)page.limit + 1);
-    while (!err) {
-        err = store_step(st, &row, &rq->error);
-        if (err || !row || !api_page_take(&page, rq->out, store_col_int(st, 6), store_col_str(st, 0).p))
-            break;
-        jv_push(items, repository_print(st));
-    }
+    if (!err)
+        err = api_page_rows(rq, &page, st, 6, repository_print);
     store_done(&st);
     return err;
 }
@@ -686,7 +676,6 @@ static enum err version_list(struct api *rq)
     struct jv *app = NULL;
     struct store_stmt *st = NULL;
     int64_t rev;
-    bool row;
     enum err err = api_page(rq, &page);
     if (!err)
         err = application_load(rq, rq->params[0], &app, &rev);
@@ -697,12 +686,8 @@ static enum err version_list(struct api *rq)
                       "SELECT " VERSION_COLUMNS
                       " FROM versions WHERE application_id=? AND (created_at, id) > (?,?) ORDER BY created_at, id LIMIT ?",
                       "sizi", rq->params[0], page.after_key, page.after_id, (int64_t)page.limit + 1);
-    while (!err) {
-        err = store_step(st, &row, &rq->error);
-        if (err || !row || !api_page_take(&page, rq->out, store_col_int(st, 7), store_col_str(st, 0).p))
-            break;
-        jv_push(items, version_print(st));
-    }
+    if (!err)
+        err = api_page_rows(rq, &page, st, 7, version_print);
     store_done(&st);
     for (size_t i = 0; !err && i < jv_len(items); i++)
         err = version_add_artifacts(rq, jv_at(items, i), jv_get(app, "repositories"));

@@ -694,15 +694,19 @@ static enum err file_insert(struct api *rq, const struct subject *s, struct jv *
     if (err)
         return err;
     struct jv *data = jv_object();
-    struct strbuf text = {0};
     jv_set_int(data, "serial", serial);
     jv_set_c(data, "kid", kid);
-    jv_dump(data, &text);
     const char *status = s->terms.status == LICENSE_STATUS_NONE ? "" : license_status_text(s->terms.status);
-    err = store_exec(rq->store, NULL, &rq->error,
-                     "INSERT INTO license_history (vendor_id, customer_id, license_id, at_ms, event, actor, from_status, to_status, data)"
-                     " VALUES (?,?,?,?,'license.file_issued',?,?,?,?)",
-                     "zzzizzzs", s->vendor_id, s->customer_id, s->id, clock_now_ms(), rq->actor, status, status, sb_str(&text));
+    const struct history_record h = {.vendor_id = s->vendor_id,
+                                     .customer_id = str_c(s->customer_id),
+                                     .license_id = s->id,
+                                     .event = "license.file_issued",
+                                     .actor = rq->actor,
+                                     .from_status = status,
+                                     .to_status = status,
+                                     .request_id = rq->request_id,
+                                     .data = data};
+    err = history_put(rq->store, &h, &rq->error);
     const struct event_record e = {.vendor_id = s->vendor_id,
                                    .type = "license.file_issued",
                                    .actor = rq->actor,
@@ -711,7 +715,6 @@ static enum err file_insert(struct api *rq, const struct subject *s, struct jv *
                                    .data = data};
     if (!err)
         err = eventlog_put(rq->store, &e, &rq->error);
-    sb_free(&text);
     jv_free(data);
     return err;
 }

@@ -715,17 +715,18 @@ enum err plan_apply_any(struct api *rq, struct jv *in)
 
 enum err plans_note(struct api *rq, const struct jv *license, const char *event, struct str reason, const struct jv *data)
 {
-    struct strbuf text = {0};
     const char *status = jv_get_c(license, "status", "");
-    if (data)
-        jv_dump(data, &text);
-    enum err err = store_exec(
-        rq->store, NULL, &rq->error,
-        "INSERT INTO license_history (vendor_id, customer_id, license_id, at_ms, event, actor, from_status, to_status, reason, data, request_id)"
-        " VALUES (?,?,?,?,?,?,?,?,COALESCE(?,''),?,?)",
-        "zssizzzzssz", rq->vendor_id, jv_get_str(license, "customer_id"), jv_get_str(license, "id"), clock_now_ms(), event, rq->actor, status,
-        status, reason, text.n ? sb_str(&text) : S("{}"), rq->request_id);
-    sb_free(&text);
+    const struct history_record h = {.vendor_id = rq->vendor_id,
+                                     .customer_id = jv_get_str(license, "customer_id"),
+                                     .license_id = jv_get_c(license, "id", ""),
+                                     .event = event,
+                                     .actor = rq->actor,
+                                     .from_status = status,
+                                     .to_status = status,
+                                     .request_id = rq->request_id,
+                                     .reason = reason,
+                                     .data = data};
+    enum err err = history_put(rq->store, &h, &rq->error);
     if (err)
         return err;
     struct jv *told = jv_object();

@@ -136,21 +136,16 @@ static enum err upstream_list(struct api *rq)
 {
     struct page page;
     struct store_stmt *st = NULL;
-    bool row;
     enum err err = api_page(rq, &page);
     if (err)
         return err;
-    struct jv *items = api_list(rq);
+    (void)api_list(rq);
     err = store_query(rq->store, &st, &rq->error,
                       "SELECT " UPSTREAM_COLUMNS
                       " FROM upstreams WHERE vendor_id=? AND (created_at, id) > (?,?) ORDER BY created_at, id LIMIT ?",
                       "zizi", rq->vendor_id, page.after_key, page.after_id, (int64_t)page.limit + 1);
-    while (!err) {
-        err = store_step(st, &row, &rq->error);
-        if (err || !row || !api_page_take(&page, rq->out, store_col_int(st, 9), store_col_str(st, 0).p))
-            break;
-        jv_push(items, upstream_print(st));
-    }
+    if (!err)
+        err = api_page_rows(rq, &page, st, 9, upstream_print);
     store_done(&st);
     return err;
 }

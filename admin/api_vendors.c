@@ -145,23 +145,18 @@ static enum err vendor_list(struct api *rq)
     struct page page;
     struct store_stmt *st = NULL;
     struct strbuf slug = {0};
-    bool row;
     enum err err = api_page(rq, &page);
     if (err)
         return err;
     api_query(rq, "slug", &slug);
-    struct jv *items = api_list(rq);
+    (void)api_list(rq);
     err = store_query(rq->store, &st, &rq->error,
                       "SELECT " VENDOR_COLUMNS " FROM vendors WHERE (?1 OR id=?2) AND (?3='' OR slug=?3) AND (created_at, id) > (?4,?5)"
                       " ORDER BY created_at, id LIMIT ?6",
                       "bzsizi", rq->role == ROLE_OPERATOR && !rq->for_vendor, rq->vendor_id, slug.n ? sb_str(&slug) : S(""), page.after_key,
                       page.after_id, (int64_t)page.limit + 1);
-    while (!err) {
-        err = store_step(st, &row, &rq->error);
-        if (err || !row || !api_page_take(&page, rq->out, store_col_int(st, 6), store_col_str(st, 0).p))
-            break;
-        jv_push(items, vendor_print(st));
-    }
+    if (!err)
+        err = api_page_rows(rq, &page, st, 6, vendor_print);
     store_done(&st);
     sb_free(&slug);
     return err;
@@ -451,21 +446,16 @@ static enum err token_list(struct api *rq)
 {
     struct page page;
     struct store_stmt *st = NULL;
-    bool row;
     enum err err = api_page(rq, &page);
     if (err)
         return err;
-    struct jv *items = api_list(rq);
+    (void)api_list(rq);
     err = store_query(rq->store, &st, &rq->error,
                       "SELECT " TOKEN_COLUMNS
                       " FROM api_tokens WHERE vendor_id=? AND (created_at, id) > (?,?) ORDER BY created_at, id LIMIT ?",
                       "zizi", rq->vendor_id, page.after_key, page.after_id, (int64_t)page.limit + 1);
-    while (!err) {
-        err = store_step(st, &row, &rq->error);
-        if (err || !row || !api_page_take(&page, rq->out, store_col_int(st, 5), store_col_str(st, 0).p))
-            break;
-        jv_push(items, token_print(st));
-    }
+    if (!err)
+        err = api_page_rows(rq, &page, st, 5, token_print);
     store_done(&st);
     return err;
 }

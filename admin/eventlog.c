@@ -18,6 +18,21 @@ enum err eventlog_put(struct store *s, const struct event_record *e, struct erro
     return err;
 }
 
+enum err history_put(struct store *s, const struct history_record *h, struct error *reterr)
+{
+    struct strbuf data = {0};
+    if (h->data)
+        jv_dump(h->data, &data);
+    enum err err = store_exec(
+        s, NULL, reterr,
+        "INSERT INTO license_history (vendor_id, customer_id, license_id, at_ms, event, actor, from_status, to_status, reason, data, request_id)"
+        " VALUES (?,?,?,?,?,?,?,?,?,?,?)",
+        "zszizzzzssz", h->vendor_id, h->customer_id, h->license_id, clock_now_ms(), h->event, h->actor, h->from_status ? h->from_status : "",
+        h->to_status ? h->to_status : "", h->reason.p ? h->reason : S(""), data.n ? sb_str(&data) : S("{}"), h->request_id ? h->request_id : "");
+    sb_free(&data);
+    return err;
+}
+
 /* What a change of a license says of it stands beside its data. */
 struct jv *eventlog_print(const struct store_stmt *st)
 {

@@ -1,5 +1,6 @@
-/* The event log: what happened, for those who follow it (GET /events, webhooks, mail). Written in the transaction of the change, so that
- * an event exists if and only if its change does. The history of one license is license_history's, the proof of who did it the audit's. */
+/* The event log, and the history of each license: what happened, for those who follow it (GET /events, webhooks, mail). Written in the transaction of the change, so that
+ * an event exists if and only if its change does. The history is kept as long as the license, the log is not (retention.h); the proof of who
+ * did it is the audit's. */
 #ifndef ADMIN_EVENTLOG_H
 #define ADMIN_EVENTLOG_H
 
@@ -26,5 +27,14 @@ struct jv *eventlog_print(const struct store_stmt *st);
 bool eventlog_matches(struct str pattern, struct str type);
 bool eventlog_pattern_valid(struct str pattern);
 enum err eventlog_put(struct store *s, const struct event_record *e, struct error *reterr) MUST_USE;
+
+struct history_record {
+    const char *vendor_id, *license_id, *event, *actor;
+    struct str customer_id;
+    const char *from_status, *to_status, *request_id; /* NULL: "" */
+    struct str reason;                                /* {NULL,0}: "" */
+    const struct jv *data;                            /* NULL: {} */
+};
+enum err history_put(struct store *s, const struct history_record *h, struct error *reterr) MUST_USE;
 
 #endif

@@ -148,18 +148,21 @@ static enum err subject_load(struct subject *u, struct admin *a, struct store *s
 static enum err subject_tell(struct subject *u, const char *type, const char *reason, struct jv *take_data)
 {
     struct api *rq = &u->rq;
-    struct strbuf text = {0};
     const char *status = license_status_text(u->t.clock.status);
     struct jv *data = take_data ? take_data : jv_object(), *told = jv_object(), *shown = jv_object();
     const struct license_terms terms = {.status = u->t.clock.status, .starts_at_s = u->t.clock.starts_at_s, .expires_at_s = u->t.clock.expires_at_s,
                                         .grace_days = u->t.clock.grace_days, .payment_failed_at_s = u->t.clock.payment_failed_at_s};
-    jv_dump(data, &text);
-    enum err err = store_exec(
-        rq->store, NULL, &rq->error,
-        "INSERT INTO license_history (vendor_id, customer_id, license_id, at_ms, event, actor, from_status, to_status, reason, data)"
-        " VALUES (?,?,?,?,?,?,?,?,?,?)",
-        "zzzizzzzzs", rq->vendor_id, u->customer_id, u->id, clock_now_ms(), type, rq->actor, status, status, reason, sb_str(&text));
-    sb_free(&text);
+    const struct history_record h = {.vendor_id = rq->vendor_id,
+                                     .customer_id = str_c(u->customer_id),
+                                     .license_id = u->id,
+                                     .event = type,
+                                     .actor = rq->actor,
+                                     .from_status = status,
+                                     .to_status = status,
+                                     .request_id = rq->request_id,
+                                     .reason = str_c(reason),
+                                     .data = data};
+    enum err err = history_put(rq->store, &h, &rq->error);
     jv_set_c(told, "from_status", status);
     jv_set_c(told, "to_status", status);
     jv_set_c(told, "reason", reason);

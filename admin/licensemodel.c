@@ -431,19 +431,22 @@ static const char *status_or_empty(enum license_status s)
     return s == LICENSE_STATUS_NONE ? "" : license_status_text(s);
 }
 
-static enum err history_put(struct api *rq, const struct license_row *r, const struct license_change *c, const struct jv *data,
+/* Into the license's history and the event log. */
+static enum err change_tell(struct api *rq, const struct license_row *r, const struct license_change *c, const struct jv *data,
                             const struct jv *license)
 {
-    struct strbuf text = {0};
-    jv_dump(data, &text);
     struct str reason = c->reason.p ? c->reason : S("");
-    enum err err =
-        store_exec(rq->store, NULL, &rq->error,
-                   "INSERT INTO license_history (vendor_id, customer_id, license_id, at_ms, event, actor, from_status, to_status, reason,"
-                   " data, request_id) VALUES (?,?,?,?,?,?,?,?,?,?,?)",
-                   "zszizzzzssz", rq->vendor_id, jv_get_str(license, "customer_id"), r->id, clock_now_ms(), c->event, rq->actor,
-                   status_or_empty(r->status), status_or_empty(c->to), reason, sb_str(&text), rq->request_id);
-    sb_free(&text);
+    const struct history_record h = {.vendor_id = rq->vendor_id,
+                                     .customer_id = jv_get_str(license, "customer_id"),
+                                     .license_id = r->id,
+                                     .event = c->event,
+                                     .actor = rq->actor,
+                                     .from_status = status_or_empty(r->status),
+                                     .to_status = status_or_empty(c->to),
+                                     .request_id = rq->request_id,
+                                     .reason = reason,
+                                     .data = data};
+    enum err err = history_put(rq->store, &h, &rq->error);
     if (err)
         return err;
     struct jv *told = jv_object(), *shown = jv_object();
@@ -479,7 +482,7 @@ enum err license_finish(struct api *rq, const struct license_row *r, const struc
         return err;
     struct jv *changes = changes_of(rq->before, after);
     if (c->event)
-        err = history_put(rq, r, c, c->data ? c->data : changes, after);
+        err = change_tell(rq, r, c, c->data ? c->data : changes, after);
     if (!err)
         err = outbox_put_kind(rq->store, 'c', jv_get_str(after, "customer_id"), true, &rq->error);
     if (err) {

@@ -179,7 +179,6 @@ enum err usage_instances(struct store *s, struct str license_id, int64_t from_s,
 static enum err tell(struct store *s, const struct use *u, const char *limit, int64_t allowed, int64_t used, struct error *reterr)
 {
     struct jv *data = jv_object();
-    struct strbuf text = {0};
     jv_set_c(data, "limit", limit);
     jv_set_int(data, "allowed", allowed);
     jv_set_int(data, "used", used);
@@ -193,13 +192,15 @@ static enum err tell(struct store *s, const struct use *u, const char *limit, in
                              .license_id = u->id,
                              .data = data};
     enum err err = eventlog_put(s, &e, reterr);
-    jv_dump(data, &text);
+    const struct history_record h = {.vendor_id = u->vendor_id,
+                                     .customer_id = str_c(u->customer_id),
+                                     .license_id = u->id,
+                                     .event = e.type,
+                                     .actor = e.actor,
+                                     .reason = str_c(limit),
+                                     .data = data};
     if (!err)
-        err = store_exec(s, NULL, reterr,
-                         "INSERT INTO license_history (vendor_id, customer_id, license_id, at_ms, event, actor, reason, data)"
-                         " VALUES (?,?,?,?,'license.limit_exceeded','system:usage',?,?)",
-                         "zzzizs", u->vendor_id, u->customer_id, u->id, clock_now_ms(), limit, sb_str(&text));
-    sb_free(&text);
+        err = history_put(s, &h, reterr);
     jv_free(data);
     return err;
 }
