@@ -18,7 +18,8 @@
  *
  * A change of plan that is due comes before what a payment does, as it would if the clock had looked before.
  *
- * An amount or currency that is told and is not the order's is refused, with an event; an order without a price has none to compare.
+ * An amount or currency that is told and is not the order's is refused, with an event; an order without a price has none to compare, and nor
+ * has one whose license is of another plan since. Later payments may also be the sum without the coupon.
  *
  * The same event of the same transaction is taken once: another time it is answered 200 and changes nothing. So is a failure of a
  * transaction that has succeeded, which comes late. Whoever cannot sign learns nothing of orders: an unknown number, a vendor without a
@@ -445,17 +446,19 @@ static enum err mismatch_tell(struct api *rq, const struct order *o)
     return err ? err : api_audit(rq, rq->route->action, "payment_mismatch");
 }
 
-/* Money of another amount or kind pays nothing of this order. */
-static enum err payment_check_amount(struct api *rq, const struct order *o)
+/* Money of another amount or kind pays nothing of this order. The coupon of an order may be for its first payment or for all; what is paid for
+ * a license that is of another plan since, the order does not say. */
+static enum err payment_check_amount(struct api *rq, const struct order *o, const struct jv *license)
 {
     struct str amount = jv_get_str(rq->in, "amount"), currency = jv_get_str(rq->in, "currency");
     int digits = money_digits(str_c(o->currency));
     int64_t minor = 0;
     char text[MONEY_TEXT_MAX];
-    if (digits < 0)
+    bool is_later = o->paid_at != 0;
+    if (digits < 0 || (is_later && license && !str_eq_c(jv_get_str(license, "plan_id"), o->plan_id)))
         return ERR_OK;
     bool is_kind = !currency.n || str_eq_c(currency, o->currency);
-    bool is_sum = !amount.n || (money_parse(amount, digits, &minor, NULL) == ERR_OK && minor == o->total);
+    bool is_sum = !amount.n || (money_parse(amount, digits, &minor, NULL) == ERR_OK && (minor == o->total || (is_later && minor == o->subtotal)));
     if (is_kind && is_sum)
         return ERR_OK;
     enum err err = mismatch_tell(rq, o);
@@ -476,9 +479,9 @@ static enum err payment_take(struct api *rq, const struct order *o)
     if (!err && is_seen)
         return payment_answer(rq, o, "ignored", true);
     if (!err)
-        err = payment_check_amount(rq, o);
-    if (!err)
         err = order_license(rq, o, &license);
+    if (!err)
+        err = payment_check_amount(rq, o, license);
     bool is_gone = !license;
     if (!err)
         err = is_success ? payment_succeeded(rq, o, &license, &result) : payment_failed(rq, o, license, &result);

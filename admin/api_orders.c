@@ -207,7 +207,8 @@ enum err order_load(struct api *rq, struct str id, struct order *ret, struct jv 
     if (!err && !row)
         err = api_not_found(rq, "order");
     if (!err) {
-        struct order o = {.total = store_col_int(st, 12) - store_col_int(st, 13),
+        struct order o = {.subtotal = store_col_int(st, 12),
+                          .total = store_col_int(st, 12) - store_col_int(st, 13),
                           .paid_at = store_col_int(st, 28),
                           .rev = store_col_int(st, COL_REV)};
         text_of(o.id, sizeof o.id, store_col_str(st, 0));

@@ -9,7 +9,7 @@ struct order {
     char id[64], number[32], customer_id[64], license_id[64], plan_id[64];
     char status[16], period[24], free_period[24];
     char coupon_code[80], currency[8]; /* "": it has no price */
-    int64_t total, paid_at, rev;
+    int64_t subtotal, total, paid_at, rev;
     bool manual_validation;
     struct jv *plan; /* as it was ordered */
 };

@@ -671,3 +671,15 @@ def test_lic_4_8_a_version_that_was_taken_away_does_not_come_back_by_an_import(s
         assert (r["result"], r["field"]) == ("failed", "grants[0].excluded"), (bad, r)
     line["grants"][0].update(excluded=[], origin="nobody")
     assert bring(s, [line], "dry_run=1")["created"] == 1
+
+
+def test_lic_0_20_a_renewal_may_cost_what_its_coupon_took_off_and_what_another_plan_costs(s, cus, secret):
+    c, _ = cus
+    o = order(s, c, plan(s, price={"amount": "10.00", "currency": "EUR"}), coupon=coupon(s, "percent", "50")["code"])
+    body = {"order_number": o["number"], "event": "payment_succeeded", "transaction_id": "x"}
+    problem(hook(s, secret, {**body, "amount": "10.00"}), 409, "payment_mismatch")  # the first is the order's total
+    assert paid(s, secret, o, amount="5.00")["result"] == "activated"
+    assert paid(s, secret, o, amount="10.00")["result"] == "renewed" and paid(s, secret, o, amount="5.00")["result"] == "renewed"
+    problem(hook(s, secret, {**body, "amount": "7.00"}), 409, "payment_mismatch")
+    change(s, lic_of(s, o), plan(s, price={"amount": "99.00", "currency": "EUR"}))
+    assert paid(s, secret, o, amount="99.00")["result"] == "renewed"  # the order says nothing of that plan's price
