@@ -54,7 +54,7 @@
 #define READ_BYTES       (64 * 1024)   /* one recv; more than a head, a good part of a body */
 #define TLS_RECORD_BYTES 16384         /* largest plaintext of a record; also the unit of SSL_write, see tls_send() */
 #define REQS_KEPT        256           /* request blocks (some 6 KiB) kept for reuse, per edge */
-#define REQ_BYTES_KEPT   (16 * 1024)   /* a block with a larger buffer gives it back */
+#define REQ_BYTES_KEPT   4096          /* a block with a larger buffer gives it back: each would get one in time, of the rare large heads */
 #define PIPELINED_ROUND  16            /* requests answered from one read before other connections get their turn */
 #define DISCARD_MAX      (1024 * 1024) /* bytes sent beyond what we hold while a request waits: then the client is cut */
 #define LINGER_BYTES     (64 * 1024)   /* read and dropped after a final answer, so that a RST does not destroy it (RFC 9112 9.6) */
