@@ -788,7 +788,7 @@ static void exchange_audit_refusal(struct exchange *ex, enum err refused)
 {
     struct api *rq = &ex->rq;
     if (rq->is_dry_run || !rq->actor || !rq->vendor_id || !rq->route || !route_writes(rq) ||
-        rq->route->flags & (ROUTE_NO_AUDIT | ROUTE_SLOW) ||
+        rq->route->flags & ROUTE_NO_AUDIT ||
         rq->role == ROLE_CUSTOMER || refused == ERR_UNAVAILABLE || refused == ERR_TOO_MANY)
         return;
     struct error kept = rq->error;
@@ -840,7 +840,7 @@ static enum err exchange_run(struct store *s, void *arg, struct error *reterr)
     struct exchange *ex = exchange_of(arg);
     ex->rq.store = s;
     ex->err = exchange_count_failure(ex, exchange_steps(ex));
-    if (ex->err)
+    if (ex->err && !(ex->rq.route && ex->rq.route->flags & ROUTE_SLOW)) /* that one's connection only reads: exchange_refused_done() */
         exchange_audit_refusal(ex, ex->err);
     if (ex->err == ERR_UNAVAILABLE && reterr)
         *reterr = ex->rq.error;
@@ -884,6 +884,17 @@ static enum err exchange_refused_run(struct store *s, void *arg, struct error *r
     ex->rq.store = s;
     exchange_audit_refusal(ex, ex->err);
     return ERR_OK;
+}
+
+/* What was forbidden to do on another thread than the writer's goes through that one, for its audit row. */
+static void exchange_refused_done(void *arg, enum err err)
+{
+    struct exchange *ex = exchange_of(arg);
+    if (err && !ex->err)
+        ex->err = err;
+    if (ex->err == ERR_DENIED && db_post(ex->rq.admin->writer, DB_PLAIN, exchange_refused_run, ex, exchange_done) == ERR_OK)
+        return;
+    exchange_done(ex, ex->err);
 }
 
 static void exchange_hash_done(void *arg, enum err err)
@@ -1038,8 +1049,9 @@ static void exchange_ask_done(void *arg, enum err err)
     if (err && !ex->err)
         ex->err = err;
     if (ex->err)
-        exchange_problem(ex);
-    loop_post(ex->rq.admin->loop, ex->err ? exchange_finish : exchange_asked, ex);
+        exchange_refused_done(ex, ex->err);
+    else
+        loop_post(ex->rq.admin->loop, exchange_asked, ex);
 }
 
 /* ---- a GET that waits ---------------------------------------------------------------------------------------------------- */
@@ -1316,7 +1328,8 @@ static void on_request(void *ctx, struct edge_req *req)
                       : r && r->flags & ROUTE_SLOW     ? h->admin->slow
                       : !r || !route_writes(&ex->rq)   ? h->admin->reader
                                                        : h->admin->writer;
-    if (db_post(lane, DB_PLAIN, hashes ? exchange_hash_run : exchange_run, ex, hashes ? exchange_hash_done : exchange_done))
+    bool is_slow = lane == h->admin->slow;
+    if (db_post(lane, DB_PLAIN, hashes ? exchange_hash_run : exchange_run, ex, hashes ? exchange_hash_done : is_slow ? exchange_refused_done : exchange_done))
         exchange_busy(ex);
 }
 

@@ -89,6 +89,22 @@ def test_a_viewer_learns_nothing_of_the_people(s):
         assert viewer("GET", path).status_code == 403, path
 
 
+def test_what_was_forbidden_to_do_with_many_is_in_the_audit(s):
+    """Imports and bulk acts work beside the writer; who was refused one stands there all the same, before a body is read and after."""
+    viewer, t = token(s, "viewer")
+    scoped, u = token(s, "owner", scopes=["customers:read"])
+    problem(viewer("POST", "/licenses/bulk", {"filter": {}, "action": "revoke", "body": {"reason": "x"}}), 403, "role_not_allowed")
+    for api in (viewer, scoped):
+        for size in (100, 300000):
+            r = api.s.post(api.base + "/api/v1/licenses/import", data=b"customer\n" + b"\n" * size, headers={"Content-Type": "text/csv"})
+            assert r.status_code == 403, r.text
+    seen = [(a["actor"], a["action"], a["outcome"]) for a in s.api.get("/audit?limit=20")["items"]]
+    assert seen.count((f"token:{t['id']}", "license.bulk", "role_not_allowed")) == 1
+    assert seen.count((f"token:{t['id']}", "license.import", "role_not_allowed")) == 2
+    assert seen.count((f"token:{u['id']}", "license.import", "scope_not_allowed")) == 2
+    assert s.api.get("/audit/verification")["ok"]
+
+
 def test_the_last_owner_stays_however_it_is_tried(s):
     api, v = second_vendor(s, "owners")
     a = api.post("/users", {"email": "a@owners.example", "role": "owner", "password": PASSWORD})
