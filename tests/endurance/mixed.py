@@ -18,7 +18,7 @@ from conftest import World
 from stack import basic, make_ca, wait_for
 
 WARM = 200_000    # requests until every table and buffer is as large as this load makes it
-GROWTH_KIB = 64   # at most for 100,000 requests from there on; a step of the allocator is not what is looked for
+GROWTH_KIB = 128  # at most for 100,000 requests from there on; a few steps of the allocator are not what is looked for
 STORE_CACHE_KIB = 32 << 10  # pages that the admin daemon's writing connection keeps (lib/store.c): until there are as many, it grows with the store
 
 
