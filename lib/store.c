@@ -2,7 +2,7 @@
  *
  * Journal mode: WAL. Debian 12 has SQLite 3.40.1, whose WAL can be corrupted when two connections checkpoint at once (FACTS S1,
  * fixed in 3.51.3). That needs a second checkpointing connection, and here is none: an exclusive lock file keeps every other
- * writing process away, one connection of this process writes and checkpoints (wal_autocheckpoint), every other one is opened
+ * writing process away, one connection of this process writes and checkpoints (after a commit), every other one is opened
  * read-only with wal_autocheckpoint=0 and NO_CKPT_ON_CLOSE, and a read-only connection cannot checkpoint at all. The other choice, a
  * rollback journal, was left: there each commit waits for running readers and each reader for the commit, and the projector reads
  * while the API writes. synchronous=FULL syncs the WAL at every commit, so that an acknowledged write survives power loss. */
@@ -10,6 +10,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -31,6 +32,11 @@
 #define STORE_CHECKPOINT_PAGES 1000
 #define STORE_CACHE_KIB        "32768" /* pages a connection keeps at most; a store of a million licenses has gigabytes */
 #define STORE_WAL_BYTES_MAX    (64 * 1024 * 1024) /* the WAL file is cut to this after a checkpoint */
+/* A checkpoint beside readers copies, but the log begins anew only when none of them is in it: with somebody always reading it would grow for
+ * ever, and every reader looks through all of it. From so many pages on the writer waits for those who are in it, so long at most; where one
+ * stays longer, it tries again when the log has grown by as much. */
+#define STORE_WAL_PAGES        16384
+#define STORE_WAL_WAIT_MS      1000
 
 struct store_stmt {
     struct store *store;
@@ -45,6 +51,7 @@ struct store {
     int lock_fd;
     bool is_good; /* the writing one, after its checks */
     bool read_only, in_tx;
+    int wal_wait_at; /* pages in the log from which on the writer waits for its readers */
     uint64_t clock;
     struct store_stmt *cache[STORE_STATEMENTS_MAX];
     size_t n_cache;
@@ -138,6 +145,23 @@ static enum err store_pragma(struct store *s, const char *sql, struct error *ret
     return rc == SQLITE_OK ? ERR_OK : store_error(s, rc, reterr);
 }
 
+/* After each commit of the writer, with the pages that are in the log. What fails is tried again after a later one. */
+static int on_wal(void *ctx, sqlite3 *db, const char *schema, int pages)
+{
+    struct store *s = ctx;
+    if (pages < STORE_CHECKPOINT_PAGES)
+        return SQLITE_OK;
+    if (pages < s->wal_wait_at) {
+        (void)sqlite3_wal_checkpoint_v2(db, schema, SQLITE_CHECKPOINT_PASSIVE, NULL, NULL);
+        return SQLITE_OK;
+    }
+    (void)sqlite3_busy_timeout(db, STORE_WAL_WAIT_MS);
+    int rc = sqlite3_wal_checkpoint_v2(db, schema, SQLITE_CHECKPOINT_RESTART, NULL, NULL);
+    (void)sqlite3_busy_timeout(db, STORE_BUSY_MS);
+    s->wal_wait_at = rc == SQLITE_OK || pages > INT_MAX - STORE_WAL_PAGES ? STORE_WAL_PAGES : pages + STORE_WAL_PAGES;
+    return SQLITE_OK;
+}
+
 static enum err store_configure(struct store *s, struct error *reterr)
 {
     sqlite3_extended_result_codes(s->db, 1);
@@ -157,12 +181,13 @@ static enum err store_configure(struct store *s, struct error *reterr)
         return store_pragma(s, "PRAGMA query_only=ON; PRAGMA wal_autocheckpoint=0", reterr);
 
     struct strbuf sql = {0};
-    sb_addf(&sql, "PRAGMA synchronous=FULL; PRAGMA wal_autocheckpoint=%d; PRAGMA journal_size_limit=%d", STORE_CHECKPOINT_PAGES,
-            STORE_WAL_BYTES_MAX);
+    sb_addf(&sql, "PRAGMA synchronous=FULL; PRAGMA wal_autocheckpoint=0; PRAGMA journal_size_limit=%d", STORE_WAL_BYTES_MAX);
     err = store_pragma(s, sql.p, reterr);
     sb_free(&sql);
     if (err)
         return err;
+    s->wal_wait_at = STORE_WAL_PAGES;
+    (void)sqlite3_wal_hook(s->db, on_wal, s);
 
     struct store_stmt *st;
     bool row;
