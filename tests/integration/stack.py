@@ -311,10 +311,10 @@ class Stack:
         path.write_text(json.dumps(cfg, indent=1))
         return path
 
-    def start_admin(self):
+    def start_admin(self, within=10):
         (self.dir / "admin.port").unlink(missing_ok=True)
         self.admin = Proc("admin", [*self.wrap, BIN / "pullgate-admin", "--config", self.write_config()], self.dir, self.env)
-        wait_for("pullgate-admin", lambda: self._up(self.admin, "admin.port"))
+        wait_for("pullgate-admin", lambda: self._up(self.admin, "admin.port"), within)
         address = (self.dir / "admin.port").read_text().split()[0]
         scheme = "https" if self.config["admin"].get("tls") else "http"
         self.admin.address = address
