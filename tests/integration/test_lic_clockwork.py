@@ -538,9 +538,11 @@ def test_mail_templates(w):
     problem(w.api("DELETE", "/mail-templates/license.suspended"), 404)
     w.api("PUT", "/mail-templates/license.created", {"subject": "x", "body": "y", "enabled": False}, 200)
     c = customer(w, email="ops@mail4.example")
-    w.add_license(c["id"], w.app["id"])
+    lic = w.add_license(c["id"], w.app["id"])
+    w.api.post(f"/licenses/{lic['id']}/suspend", {"reason": "unpaid"}, 200)
+    wait_for("the mail of a later event", lambda: w.smtp.to("ops@mail4.example"))
     w.api("DELETE", "/mail-templates/license.created", None, 204)
-    assert w.smtp.to("ops@mail4.example") == [] and w.api.get(f"/mails?customer_id={c['id']}")["items"] == []
+    assert [m["event"] for m in w.api.get(f"/mails?customer_id={c['id']}")["items"]] == ["license.suspended"] and len(w.smtp.to("ops@mail4.example")) == 1
 
 
 def test_mail_that_the_server_refuses(w):
