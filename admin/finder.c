@@ -590,7 +590,8 @@ static enum err find_by_words(struct finder *f, struct found *ret)
     struct store_stmt *st = NULL;
     enum err err = ERR_OK;
     bool row = false;
-    int64_t last = 0, looked = 0;
+    /* With nothing else asked almost all of them fit, and a word in common is searched for in many documents of each. */
+    int64_t last = 0, looked = 0, window = f->n_terms || ret->want >= WORDS_ROWS / 2 ? WORDS_ROWS : 2 * (int64_t)ret->want;
     const char *op = f->is_down ? "<" : ">", *down = f->is_down ? " DESC" : "";
     if (ret->place.is_set && !ret->place.is_document) { /* the page before was come by in another way */
         sb_addf(&q->text, "SELECT n FROM %s WHERE %s=?", f->t->docs, f->t->doc_id);
@@ -609,7 +610,7 @@ static enum err find_by_words(struct finder *f, struct found *ret)
             sql_int(q, ret->place.key);
         }
         sb_addf(&q->text, " ORDER BY rowid%s LIMIT ?) t", down);
-        sql_int(q, WORDS_ROWS);
+        sql_int(q, window);
         if (!pass) {
             err = sql_query(f, q, &st);
             if (!err)
@@ -642,7 +643,7 @@ static enum err find_by_words(struct finder *f, struct found *ret)
         }
         store_done(&st);
     }
-    if (!err && !ret->more && looked == WORDS_ROWS) {
+    if (!err && !ret->more && looked == window) {
         ret->place.key = last;
         ret->more = true;
     }

@@ -651,3 +651,34 @@ def test_walks_and_counts_read_indexes_only(s, many):
                         ("licenses_by_type", "l.type='trial' AND l.type<>'paid'"), ("licenses_by_expiry", "l.expires_key>=1 AND l.expires_key<2"), ("licenses_by_name", "l.name_key='n'")):
         plan = sql(s, f"EXPLAIN QUERY PLAN SELECT 1 FROM licenses l INDEXED BY {index} WHERE {live} AND {fits} LIMIT 1001")
         assert len(plan) == 1 and f"USING COVERING INDEX {index} " in plan[0][3], plan
+
+
+def test_words_that_very_many_have(s):
+    """Found in the order in which the licenses were made, a page at a time, each once; what was archived or does not fit is left out."""
+    n = 2400
+    lines = "".join(json.dumps({"customer": "initech", "application": "shop", "name": f"Aurora Fjord {i:04d}", "status": "inactive" if i % 50 == 7 else "active",
+                                "grants": "exact:1.0.0"}) + "\n" for i in range(n))
+    r = s.api.s.post(f"{s.admin_base}/api/v1/licenses/import", data=lines.encode(), headers={"Content-Type": "application/x-ndjson"})
+    assert r.status_code == 200 and r.json()["created"] == n, r.text[:500]
+    want = [f"Aurora Fjord {i:04d}" for i in range(n)]
+
+    def pages(query, limit):
+        got, cursor, most = [], "", 0
+        while True:
+            p = s.api.get(f"/licenses?q=fjord%20aurora&limit={limit}{query}{cursor}")
+            assert len(p["items"]) <= limit
+            got += [i["name"] for i in p["items"]]
+            most += 1
+            assert most < 2 * n / limit + 20
+            if not p["next_cursor"]:
+                return got
+            cursor = "&cursor=" + p["next_cursor"]
+
+    for i in [0, *range(300, 330), n - 1]:
+        one = s.api.get(f"/licenses?name=Aurora%20Fjord%20{i:04d}")["items"][0]
+        s.api("DELETE", f"/licenses/{one['id']}?confirm={one['name'].replace(' ', '%20')}", None, 204)
+        want.remove(one["name"])
+    for limit in (7, 100, 499, 500, 1000):
+        assert pages("", limit) == want, limit
+    assert pages("&sort=-created_at", 100) == want[::-1]
+    assert pages("&status=inactive", 40) == [w for w in want if int(w[-4:]) % 50 == 7]
