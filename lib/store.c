@@ -34,9 +34,11 @@
 #define STORE_WAL_BYTES_MAX    (64 * 1024 * 1024) /* the WAL file is cut to this after a checkpoint */
 /* A checkpoint beside readers copies, but the log begins anew only when none of them is in it: with somebody always reading it would grow for
  * ever, and every reader looks through all of it. From so many pages on the writer waits for those who are in it, so long at most; where one
- * stays longer, it tries again when the log has grown by as much. */
+ * stays longer, it tries again when the log has grown by a part of that. */
 #define STORE_WAL_PAGES        16384
-#define STORE_WAL_WAIT_MS      1000
+#define STORE_WAL_AGAIN_PAGES  4096
+#define STORE_WAL_WAIT_MS      500
+#define STORE_WAL_LOOK_US      500
 
 struct store_stmt {
     struct store *store;
@@ -145,6 +147,14 @@ static enum err store_pragma(struct store *s, const char *sql, struct error *ret
     return rc == SQLITE_OK ? ERR_OK : store_error(s, rc, reterr);
 }
 
+/* SQLite's own waiting looks ever more seldom, and readers that take turns leave short gaps. */
+static int on_wal_busy(void *ctx, int looks)
+{
+    (void)ctx;
+    usleep(STORE_WAL_LOOK_US);
+    return looks < STORE_WAL_WAIT_MS * 1000 / STORE_WAL_LOOK_US;
+}
+
 /* After each commit of the writer, with the pages that are in the log. What fails is tried again after a later one. */
 static int on_wal(void *ctx, sqlite3 *db, const char *schema, int pages)
 {
@@ -155,10 +165,10 @@ static int on_wal(void *ctx, sqlite3 *db, const char *schema, int pages)
         (void)sqlite3_wal_checkpoint_v2(db, schema, SQLITE_CHECKPOINT_PASSIVE, NULL, NULL);
         return SQLITE_OK;
     }
-    (void)sqlite3_busy_timeout(db, STORE_WAL_WAIT_MS);
+    (void)sqlite3_busy_handler(db, on_wal_busy, NULL);
     int rc = sqlite3_wal_checkpoint_v2(db, schema, SQLITE_CHECKPOINT_RESTART, NULL, NULL);
     (void)sqlite3_busy_timeout(db, STORE_BUSY_MS);
-    s->wal_wait_at = rc == SQLITE_OK || pages > INT_MAX - STORE_WAL_PAGES ? STORE_WAL_PAGES : pages + STORE_WAL_PAGES;
+    s->wal_wait_at = rc == SQLITE_OK || pages > INT_MAX - STORE_WAL_AGAIN_PAGES ? STORE_WAL_PAGES : pages + STORE_WAL_AGAIN_PAGES;
     return SQLITE_OK;
 }
 
