@@ -73,16 +73,17 @@ static void db_run_job(struct db *db, struct job *j)
     enum err err = j->mode == DB_TRANSACTION ? db_in_transaction(db, j->fn, j->arg, &error) : j->fn(db->store, j->arg, &error);
     /* A job that forgot to end its transaction must not hold the next one's writes hostage. */
     store_rollback(db->store);
+    bool has_failed = store_has_failed(db->store);
     if (j->done)
         j->done(j->arg, err);
 
     pthread_mutex_lock(&db->mutex);
     db->state.jobs++;
     db->state.failed += err == ERR_UNAVAILABLE || err == ERR_INTERNAL;
-    if (err == ERR_UNAVAILABLE && !db->state.is_failing)
+    if (has_failed && !db->state.is_failing)
         db->probe_ms = clock_mono_ms() + PROBE_MS;
     /* A job that succeeds may have written nothing: of a writer only its own write says that it can. */
-    db->state.is_failing = err == ERR_UNAVAILABLE || (db->state.is_failing && !db->o.read_only);
+    db->state.is_failing = has_failed || (db->state.is_failing && !db->o.read_only);
     if (j->waiter) {
         j->waiter->is_done = true;
         j->waiter->err = err;
@@ -105,6 +106,7 @@ static bool db_probe(struct db *db)
         err = store_commit(db->store, &error);
     if (err)
         store_rollback(db->store);
+    (void)store_has_failed(db->store);
     return !err;
 }
 

@@ -43,7 +43,7 @@ void db_committed(struct db *db);
 struct db_state {
     unsigned queued, queue_max;
     unsigned long long jobs, failed, refused;
-    bool is_failing; /* a job ended with ERR_UNAVAILABLE; since then none has succeeded, or, of a writer, no write of the thread's own */
+    bool is_failing; /* the store failed a job; since then it has failed none, or, of a writer, has taken no write of the thread's own */
 };
 void db_state(struct db *db, struct db_state *ret);
 

@@ -53,6 +53,7 @@ struct store {
     int lock_fd;
     bool is_good; /* the writing one, after its checks */
     bool read_only, in_tx;
+    bool has_failed; /* since store_has_failed() */
     int wal_wait_at; /* pages in the log from which on the writer waits for its readers */
     uint64_t clock;
     struct store_stmt *cache[STORE_STATEMENTS_MAX];
@@ -75,6 +76,8 @@ static enum err store_error(struct store *s, int rc, struct error *reterr)
     case SQLITE_NOTADB: {
         static unsigned long long last;
         log_limited(&last, 10000, LOG_LEVEL_ERROR, "store: the file has lost its integrity: %s", why);
+        if (s)
+            s->has_failed = true;
         return error_set(reterr, ERR_UNAVAILABLE, "store: the file has lost its integrity: %s", why);
     }
     case SQLITE_BUSY:
@@ -92,12 +95,21 @@ static enum err store_error(struct store *s, int rc, struct error *reterr)
     case SQLITE_INTERRUPT: {
         static unsigned long long last;
         log_limited(&last, 1000, LOG_LEVEL_ERROR, "store: %s (%s)", why, sqlite3_errstr(rc));
+        if (s)
+            s->has_failed = true;
         return error_set(reterr, ERR_UNAVAILABLE, "store: %s", why);
     }
     default:
         log_error("store: %s (%d)", why, rc);
         return error_set(reterr, ERR_INTERNAL, "store: %s", why);
     }
+}
+
+bool store_has_failed(struct store *s)
+{
+    bool has_failed = s->has_failed;
+    s->has_failed = false;
+    return has_failed;
 }
 
 /* ---- open and close -------------------------------------------------------------------------------------------------- */

@@ -32,6 +32,8 @@ enum err store_check(struct store *s, struct error *reterr) MUST_USE;
 
 enum err store_begin(struct store *s, struct error *reterr) MUST_USE; /* BEGIN IMMEDIATE */
 enum err store_commit(struct store *s, struct error *reterr) MUST_USE;
+/* Whether an answer was ERR_UNAVAILABLE since this was asked last: the store's own failure, not one of who uses it. */
+bool store_has_failed(struct store *s);
 void store_rollback(struct store *s); /* also after a failed commit; harmless outside a transaction */
 
 /* Prepared once per text and cached. Parameters by format: i int64_t, s struct str (NULL p binds NULL), z const char * (NULL binds

@@ -421,7 +421,13 @@ static void test_an_export_is_checked_alone(void **state)
 static enum err job_unavailable(struct store *s, void *arg, struct error *reterr)
 {
     (void)s, (void)arg;
-    return error_set(reterr, ERR_UNAVAILABLE, "the disk is full");
+    return error_set(reterr, ERR_UNAVAILABLE, "something else is not there");
+}
+
+static enum err job_writes(struct store *s, void *arg, struct error *reterr)
+{
+    (void)arg;
+    return store_exec(s, NULL, reterr, "INSERT INTO meta (key, value) VALUES ('x', '1') ON CONFLICT (key) DO UPDATE SET value=value+1", "");
 }
 
 static enum err job_reads(struct store *s, void *arg, struct error *reterr)
@@ -454,7 +460,7 @@ static void test_a_failing_writer_is_well_when_it_can_write(void **state)
     tight.rlim_cur = 4096; /* a frame of the write-ahead log is more */
     void (*handler)(int) = signal(SIGXFSZ, SIG_IGN);
     assert_int_equal(setrlimit(RLIMIT_FSIZE, &tight), 0);
-    enum err refused = db_run(p->writer, DB_TRANSACTION, job_unavailable, NULL, &error);
+    enum err refused = db_run(p->writer, DB_TRANSACTION, job_writes, NULL, &error);
     enum err read = db_run(p->writer, DB_TRANSACTION, job_reads, NULL, &error);
     bool is_failing = failing_after(p->writer, 3 * PROBE_MS, false);
     assert_int_equal(setrlimit(RLIMIT_FSIZE, &was), 0);
@@ -464,10 +470,13 @@ static void test_a_failing_writer_is_well_when_it_can_write(void **state)
     assert_true(is_failing);
     assert_false(failing_after(p->writer, 60000, false)); /* by itself: who asks it nothing while it is not ready need not */
 
-    assert_int_equal(db_run(p->reader, DB_TRANSACTION, job_unavailable, NULL, &error), ERR_UNAVAILABLE);
+    assert_int_equal(db_run(p->reader, DB_TRANSACTION, job_writes, NULL, &error), ERR_UNAVAILABLE);
     assert_true(failing_after(p->reader, 0, true));
     assert_int_equal(db_run(p->reader, DB_TRANSACTION, job_reads, NULL, &error), ERR_OK);
     assert_false(failing_after(p->reader, 0, false));
+
+    assert_int_equal(db_run(p->writer, DB_TRANSACTION, job_unavailable, NULL, &error), ERR_UNAVAILABLE);
+    assert_false(failing_after(p->writer, 0, false)); /* not of the store */
 }
 
 int main(void)
