@@ -88,6 +88,7 @@ class Proof:
         self.shop = shop = Shop(customers=20, proxy={"workers": 2}, cache=CACHE, limits={"redis_deadline": "100ms", "upstream_first_byte": "2s"},
                                 proxy_env=self.proxy_env)
         self.s, self.rng, self.rng2 = shop.s, shop.rng, random.Random(SEED + 7)
+        self.ours = self.s.redis.proc, self.s.admin  # started by this thread
         self.trouble = Trouble(shop.up, random.Random(SEED + 8))
         self.counted, self.snapshots = collections.Counter(), []
         self.canaries = list({name: (name, tag) for name, tag in shop.catalog.tags}.values())
@@ -193,11 +194,15 @@ class Proof:
         self.trouble.kind = None
         if hasattr(self, "clock"):
             self.clock.write_text("+0")
-        if not self.s.redis.proc.alive():
+        # What the thread of the faults started dies with that thread (PR_SET_PDEATHSIG), a moment after it.
+        if self.s.redis.proc is not self.ours[0] or not self.s.redis.proc.alive():
+            self.s.redis.stop(signal.SIGKILL)
             self.s.redis.start()
         self.s.redis.cmd("CONFIG", "SET", "maxmemory", "0")
-        if not self.s.admin.alive():
+        if self.s.admin is not self.ours[1] or not self.s.admin.alive():
+            self.s.admin.stop(signal.SIGKILL)
             self.s.start_admin()
+        self.ours = self.s.redis.proc, self.s.admin
 
     def whole(self):
         """Everything is as it should be: Redis is in step, each proxy ready, its breakers closed."""
