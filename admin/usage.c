@@ -256,9 +256,11 @@ static enum err instance_seen(struct store *s, const struct use *u, const struct
     if (err)
         return err;
     err = store_step(st, &row, reterr);
-    int64_t seen = !err && row ? store_col_int(st, 0) : 0;
-    bool is_gone = !row || (!err && store_col_int(st, 1) != 0);
+    int64_t seen = !err && row ? store_col_int(st, 0) : 0, gone_s = !err && row ? store_col_int(st, 1) : 0;
+    bool is_gone = !row || gone_s != 0;
     store_done(&st);
+    if (!err && gone_s != 0 && p->at_s <= gone_s)
+        return ERR_OK; /* told late: it pulled before it gave its place up */
     if (err || (!is_gone && p->at_s - seen < INSTANCE_SEEN_EVERY_S && seen >= u->from_s))
         return err;
     *ret_new = is_gone || (u->until_s != 0 && seen < u->from_s);

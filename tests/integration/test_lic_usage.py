@@ -1,4 +1,7 @@
 """Limits of a license: installations, pulls, bytes, their windows, and a customer's rate; seen by pulls through the real proxy."""
+import signal
+import threading
+
 import pytest
 import requests
 
@@ -173,3 +176,28 @@ def test_a_report_that_comes_twice_counts_once(shop):
     shop.start_admin()
     b.wait_usage(pulls=8)
     assert b.usage()["pulls"] == 8
+
+
+def test_a_report_that_is_late_takes_no_place_back(shop):
+    """The admin stands while a pull is told and the installation is taken out; which of them it sees first is left to it."""
+    b = Buyer(shop, "late", {"max_instances": 5})
+    instances = lambda: shop.api.get(b.path + "/instances")["items"]  # noqa: E731
+    for _ in range(5):
+        wait_for("the installation", lambda: b.pull("one").status_code == 200 and instances(), 10, 0.3)
+        path = f"/api/v1{b.path}/instances/{instances()[0]['fingerprint']}"
+        pulls = b.usage()["pulls"]
+        told = int(shop.redis.cmd("XINFO", "STREAM", "pg:events")[1])
+        shop.admin.p.send_signal(signal.SIGSTOP)
+        try:
+            for _ in range(3):
+                assert b.pull("one").status_code == 200
+            wait_for("the pulls to be told", lambda: int(shop.redis.cmd("XINFO", "STREAM", "pg:events")[1]) >= told + 3, 10)
+            box = []
+            t = threading.Thread(target=lambda: box.append(requests.delete(shop.api.base + path, headers={"Authorization": f"Bearer {shop.token}"}, timeout=60)))
+            t.start()
+        finally:
+            shop.admin.p.send_signal(signal.SIGCONT)
+        t.join()
+        assert box[0].status_code == 204, box[0].text
+        wait_for("the pulls to be counted", lambda: b.usage()["pulls"] >= pulls + 3, 10)
+        assert instances() == []
