@@ -1,7 +1,6 @@
 #include "failures.h"
 
 #include <pthread.h>
-#include <stdio.h>
 #include <string.h>
 
 #include "admin.h"
@@ -35,7 +34,7 @@ struct failures {
 
 struct rest { /* a row */
     const char *kind;
-    char key[2 * FAILURES_KEY + 1];
+    uint8_t key[FAILURES_KEY];
     int64_t until_s;
     uint64_t total;
     unsigned strikes;
@@ -44,8 +43,12 @@ struct rest { /* a row */
 static enum err rest_write(struct store *s, void *arg, struct error *reterr)
 {
     const struct rest *r = arg;
-    return store_exec(s, NULL, reterr, "INSERT OR REPLACE INTO sign_in_rests (kind, key, until_at, total, strikes) VALUES (?,?,?,?,?)", "zziii", r->kind, r->key,
-                      r->until_s, (int64_t)r->total, (int64_t)r->strikes);
+    struct strbuf key = {0};
+    sb_add_hex(&key, r->key, sizeof r->key);
+    enum err err = store_exec(s, NULL, reterr, "INSERT OR REPLACE INTO sign_in_rests (kind, key, until_at, total, strikes) VALUES (?,?,?,?,?)", "zsiii",
+                              r->kind, sb_str(&key), r->until_s, (int64_t)r->total, (int64_t)r->strikes);
+    sb_free(&key);
+    return err;
 }
 
 static void rest_written(void *arg, enum err err)
@@ -59,23 +62,9 @@ static void rest_keep(struct failures *f, const struct failure *slot)
 {
     struct rest *r = NEW(struct rest);
     *r = (struct rest){.kind = f->kind, .until_s = slot->until_s, .total = slot->total, .strikes = slot->strikes};
-    for (size_t i = 0; i < FAILURES_KEY; i++)
-        snprintf(r->key + 2 * i, 3, "%02x", slot->key[i]);
+    memcpy(r->key, slot->key, sizeof r->key);
     if (db_post(f->admin->writer, DB_TRANSACTION, rest_write, r, rest_written))
         rest_written(r, ERR_OK);
-}
-
-static bool key_read(struct str text, uint8_t ret[FAILURES_KEY])
-{
-    if (text.n != 2 * FAILURES_KEY)
-        return false;
-    for (size_t i = 0; i < FAILURES_KEY; i++) {
-        unsigned byte;
-        if (sscanf(text.p + 2 * i, "%2x", &byte) != 1)
-            return false;
-        ret[i] = (uint8_t)byte;
-    }
-    return true;
 }
 
 static enum err rests_read(struct store *s, void *arg, struct error *reterr)
@@ -91,7 +80,7 @@ static enum err rests_read(struct store *s, void *arg, struct error *reterr)
         if (err || !row)
             break;
         uint8_t key[FAILURES_KEY];
-        if (!key_read(store_col_str(st, 0), key))
+        if (!hex_decode(store_col_str(st, 0), key, sizeof key))
             continue;
         struct failure *slot = &f->slots[str_hash((struct str){(const char *)key, FAILURES_KEY}) % SLOTS];
         *slot = (struct failure){.window_s = now_s, .until_s = store_col_int(st, 1), .total = (uint64_t)store_col_int(st, 2),

@@ -1,13 +1,10 @@
 #include "room.h"
 
-#include <string.h>
 #include <sys/statvfs.h>
 
 #include "admin.h"
 #include "pullgate/log.h"
-#include "pullgate/mem.h"
 #include "pullgate/store.h"
-#include "pullgate/str.h"
 
 #define LOG_EVERY_MS 60000u
 
@@ -20,15 +17,10 @@ void room_state(const struct admin *a, struct room_state *ret)
 {
     static unsigned long long logged_low, logged_good;
     const struct config *cfg = admin_config(a);
-    const char *path = store_file(cfg->store.url), *slash = path ? strrchr(path, '/') : NULL;
+    const char *path = store_file(cfg->store.url);
     struct statvfs v;
     *ret = (struct room_state){.refused = __atomic_load_n(&room.refused, __ATOMIC_RELAXED)};
-    if (!slash)
-        return;
-    char *directory = mem_strndup(path, slash == path ? 1 : (size_t)(slash - path));
-    bool known = statvfs(directory, &v) == 0;
-    mem_free(directory);
-    if (!known)
+    if (!path || statvfs(path, &v) != 0)
         return; /* what is wrong with it is for SQLite to say */
     ret->free_bytes = (uint64_t)v.f_bavail * v.f_frsize;
     ret->is_low = ret->free_bytes < cfg->store.min_free;
